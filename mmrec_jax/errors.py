@@ -1,0 +1,45 @@
+"""Errors a user can cause. Each message says what was wrong, where, and what to do about it."""
+
+
+class UserError(Exception):
+    """Base of every error that a change of data, config or environment mends; shown without a traceback."""
+
+
+class ConfigError(UserError):
+    """A config key, value or combination that cannot work."""
+
+
+class DataError(UserError):
+    """An interaction log or catalogue that cannot be read as it is: names file and row."""
+
+
+class EmptySplitError(DataError):
+    """A split that holds no example."""
+
+
+class UnknownItemError(DataError):
+    """An item id that the catalogue does not have."""
+
+
+class BackboneError(UserError):
+    """A backbone that cannot be found, or whose weights do not fit its config."""
+
+
+class StoreError(UserError):
+    """A hidden-state store that is missing, incomplete or holds values that are not finite."""
+
+
+class StoreMismatchError(StoreError):
+    """A hidden-state store made with other settings than the config asks for: names each difference."""
+
+
+class MissingModalityError(StoreError):
+    """Items that have none of the modalities a model needs."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is absent, corrupt, or of another system, width or set of modalities."""
+
+
+class TrainingError(UserError):
+    """Training that cannot go on (a loss or gradient that is not finite, a full disk)."""

@@ -1,0 +1,56 @@
+"""Structured values that several rooms share."""
+
+from __future__ import annotations
+
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+Params = dict  # a nested dict of arrays: what is trained
+
+
+@struct.dataclass
+class SequenceBatch:
+    """Histories and their targets, with each distinct item of the batch named once.
+
+    Attributes:
+        items: catalogue rows of the batch's distinct items; entry 0 is the padding row 0, and unused entries at
+            the end are 0 too.
+        counts: how often each occurs in the batch, inputs and targets together; 0 for padding.
+        positions: each user's events in time order as indices into `items`, padded with 0 on the left. Column j is
+            the input of step j and column j + 1 its target.
+        users: user numbers; -1 in rows that only fill an uneven last batch.
+    """
+
+    items: Int[Array, " distinct"]
+    counts: Int[Array, " distinct"]
+    positions: Int[Array, "batch length_and_target"]
+    users: Int[Array, " batch"]
+
+
+@struct.dataclass
+class HiddenStates:
+    """Pooled hidden states of some items, one array a modality.
+
+    Attributes:
+        values: modality -> states of the selected layers, in the order of the config's layer list.
+        present: modality -> whether the item has it.
+        complete: static promise that every item of the catalogue has every modality, which lets the masks be skipped.
+    """
+
+    values: dict[str, Float[Array, "item layer width"]]
+    present: dict[str, Bool[Array, " item"]]
+    complete: bool = struct.field(pytree_node=False, default=False)
+
+
+@struct.dataclass
+class ItemVectors:
+    """What an item encoder returns.
+
+    Attributes:
+        vector: one vector an item.
+        weights: share of each modality in the fused vector, columns in the config's order; None for encoders
+            without modalities.
+    """
+
+    vector: Float[Array, "item width"]
+    weights: Float[Array, "item modality"] | None = None
