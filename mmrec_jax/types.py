@@ -32,12 +32,12 @@ class HiddenStates:
     """Pooled hidden states of some items, one array a modality.
 
     Attributes:
-        values: modality -> states of the selected layers, in the order of the config's layer list.
+        values: modality -> one array a selected layer, in the order of the config's layer list.
         present: modality -> whether the item has it.
         complete: static promise that every item of the catalogue has every modality, which lets the masks be skipped.
     """
 
-    values: dict[str, Float[Array, "item layer width"]]
+    values: dict[str, tuple[Float[Array, "item width"], ...]]
     present: dict[str, Bool[Array, " item"]]
     complete: bool = struct.field(pytree_node=False, default=False)
 
