@@ -1,0 +1,149 @@
+"""What a user says about a modality, and about an extraction."""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass
+
+from mmrec_jax.errors import ConfigError
+
+KINDS = ("text", "image")
+POOLINGS = ("mean", "cls")
+DTYPES = ("float32", "bfloat16", "int8")
+
+
+@dataclass(frozen=True)
+class ModalityConfig:
+    """One modality of the items: where its raw media are, and which frozen encoder reads them.
+
+    Attributes:
+        kind: "text" or "image".
+        backbone: a local directory, a hub id such as "facebook/dinov2-small", or "package:NAME" for an installed
+            Python package that carries a model folder.
+        template: for text, the text of an item with catalogue columns in braces: "{title}. {overview}".
+        column: for images, the catalogue column that holds the path relative to the media root.
+        path_template: for images, the path built from catalogue columns instead: "posters/{item}.jpg".
+        layers: indices into the hidden states, 0 being the embedding output; () means every second one: 0, 2, ...
+        pooling: "cls" takes the first token, "mean" averages the tokens that are not padding.
+        max_tokens: texts are cut after this many tokens, the special ones included.
+        revision: branch, tag or commit of a hub id; "" is its default branch.
+    """
+
+    kind: str = "text"
+    backbone: str = "sentence-transformers/all-MiniLM-L6-v2"
+    template: str = ""
+    column: str = ""
+    path_template: str = ""
+    layers: tuple[int, ...] = ()
+    pooling: str = "mean"
+    max_tokens: int = 128
+    revision: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if self.kind not in KINDS:
+            raise ConfigError(f"modality kind {self.kind!r} is unknown: use one of {', '.join(KINDS)}")
+        if self.pooling not in POOLINGS:
+            raise ConfigError(f"pooling {self.pooling!r} is unknown: use one of {', '.join(POOLINGS)}")
+        if not self.backbone:
+            raise ConfigError("a modality needs a backbone: a local directory, a hub id or package:NAME")
+        if self.kind == "text" and not self.template:
+            raise ConfigError("a text modality needs `template`, for example '{title}'")
+        if self.kind == "text" and (self.column or self.path_template):
+            raise ConfigError(
+                "a text modality is made from `template`; `column` and `path_template` are for images"
+            )
+        if self.kind == "image" and bool(self.column) == bool(self.path_template):
+            raise ConfigError("an image modality needs exactly one of `column` and `path_template`")
+        if self.kind == "image" and self.template:
+            raise ConfigError("`template` is for text; an image modality has `column` or `path_template`")
+        if self.max_tokens < 3:
+            raise ConfigError(
+                f"max_tokens is {self.max_tokens}: at least 3 (one token between two special ones)"
+            )
+        if any(layer < 0 for layer in self.layers) or list(self.layers) != sorted(set(self.layers)):
+            raise ConfigError(f"layers {self.layers} must be distinct, ascending and not negative")
+        template_columns(self.source)
+
+    @property
+    def source(self) -> str:
+        """The template of the item's text or of its media path."""
+        return self.template or self.path_template or f"{{{self.column}}}"
+
+
+@dataclass(frozen=True)
+class ExtractionConfig:
+    """How hidden states are extracted and kept.
+
+    Attributes:
+        dtype: "float32", "bfloat16", or "int8" with one float32 scale a vector.
+        text_batch: texts in one call of the encoder.
+        image_batch: images in one call of the encoder.
+        commit_batches: finished work is written after this many batches; a killed run repeats at most that much.
+        decode_threads: threads that read and decode images ahead of the encoder.
+        max_pixels: images with more pixels than this are skipped as too large (a bound on memory).
+        max_failure_share: more broken or missing media than this share of a modality's items is an error.
+        progress: whether to show a progress bar.
+    """
+
+    dtype: str = "float32"
+    text_batch: int = 32
+    image_batch: int = 16
+    commit_batches: int = 8
+    decode_threads: int = 2
+    max_pixels: int = 100_000_000
+    max_failure_share: float = 0.05
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"store dtype {self.dtype!r} is unknown: use one of {', '.join(DTYPES)}")
+        for name in ("text_batch", "image_batch", "commit_batches", "decode_threads", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if not 0 <= self.max_failure_share <= 1:
+            raise ConfigError(f"max_failure_share is {self.max_failure_share}: it is a share between 0 and 1")
+
+
+def template_columns(template: str) -> tuple[list[str], list[str]]:
+    """Splits a template into its literal parts (one more than columns) and the columns named in braces.
+
+    Only plain column names are allowed: no attribute access, index, conversion or format specification.
+
+    Raises:
+        ConfigError: the template cannot be read, or names no column.
+    """
+    literals, columns = [""], []
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ConfigError(f"template {template!r} cannot be read: {error}") from error
+    for literal, column, spec, conversion in parts:
+        literals[-1] += literal
+        if column is None:
+            continue
+        if not column or spec or conversion or any(sign in column for sign in ".[]"):
+            raise ConfigError(
+                f"template {template!r}: write plain catalogue column names in braces, such as {{title}}"
+            )
+        columns.append(column)
+        literals.append("")
+    if not columns:
+        raise ConfigError(
+            f"template {template!r} names no catalogue column: write one in braces, such as {{title}}"
+        )
+    return literals, columns
+
+
+def resolve_layers(layers: tuple[int, ...], depth: int, where: str) -> tuple[int, ...]:
+    """The layers meant by a config for an encoder of `depth` blocks: () is 0, 2, ... up to depth.
+
+    Raises:
+        ConfigError: a layer lies beyond the encoder's depth.
+    """
+    chosen = tuple(layers) or tuple(range(0, depth + 1, 2))
+    if max(chosen) > depth:
+        raise ConfigError(
+            f"{where}: layer {max(chosen)} was asked for, but the backbone has hidden states 0 to {depth}"
+        )
+    return chosen

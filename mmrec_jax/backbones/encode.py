@@ -1,0 +1,102 @@
+"""Inputs of many items to pooled hidden states, in few compiled shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mmrec_jax.backbones.family import Tokens
+from mmrec_jax.backbones.load import Backbone
+from mmrec_jax.backbones.pooling import pool
+
+
+@dataclass(frozen=True)
+class Head:
+    """What is kept of a backbone's hidden states.
+
+    Attributes:
+        layers: indices of the hidden states.
+        pooling: "cls" or "mean".
+    """
+
+    layers: tuple[int, ...]
+    pooling: str
+
+
+class PooledEncoder:
+    """A backbone with its pooling as one compiled function per input shape.
+
+    Every batch has the same number of rows (the last is filled up), and texts have one of few lengths, so that a
+    catalogue compiles a handful of programs and an item's states do not depend on how many come with it.
+    """
+
+    def __init__(self, backbone: Backbone, heads: Sequence[Head], batch: int):
+        self.backbone = backbone
+        self.heads = tuple(heads)
+        self.batch = batch
+        self._apply = jax.jit(partial(_pooled_states, backbone.model, self.heads))
+
+    def __call__(self, inputs: Sequence[np.ndarray]) -> list[Float[np.ndarray, "item layer width"]]:
+        """Pooled states of each head, in the order of the inputs.
+
+        Args:
+            inputs: token ids [token] of texts, or pixels [height width channel] of images.
+        """
+        width = self.backbone.sizes.width
+        results = [np.zeros((len(inputs), len(head.layers), width), np.float32) for head in self.heads]
+        running = [(rows, self._apply(self.backbone.params, made)) for rows, made in self._batches(inputs)]
+        for rows, states in running:
+            for result, state in zip(results, states, strict=True):
+                result[rows] = np.asarray(state)[: len(rows)]
+        return results
+
+    def _batches(self, inputs: Sequence[np.ndarray]) -> list[tuple[np.ndarray, Tokens | Array]]:
+        if self.backbone.family.kind == "text":
+            # Sorted by length, a batch wastes little on padding, and only the last one has rows to spare.
+            order = np.argsort([len(ids) for ids in inputs], kind="stable")
+            groups = [order[start : start + self.batch] for start in range(0, len(order), self.batch)]
+            return [(rows, pad_tokens([inputs[row] for row in rows], self.batch)) for rows in groups]
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for row, pixels in enumerate(inputs):
+            by_shape.setdefault(pixels.shape, []).append(row)
+        batches: list[tuple[np.ndarray, Tokens | Array]] = []
+        for shape, members in by_shape.items():
+            for start in range(0, len(members), self.batch):
+                rows = np.asarray(members[start : start + self.batch])
+                pixels = np.zeros((self.batch, *shape), np.float32)
+                pixels[: len(rows)] = [inputs[row] for row in rows]
+                batches.append((rows, jnp.asarray(pixels)))
+        return batches
+
+
+def pad_tokens(ids: Sequence[np.ndarray], batch: int) -> Tokens:
+    """Texts as one block of `batch` rows and a length out of few: multiples of 8 up to 64, then four an octave."""
+    length = padded_length(max(len(i) for i in ids))
+    padded, mask = np.zeros((batch, length), np.int32), np.zeros((batch, length), bool)
+    for row, tokens in enumerate(ids):
+        padded[row, : len(tokens)] = tokens
+        mask[row, : len(tokens)] = True
+    return Tokens(jnp.asarray(padded), jnp.asarray(mask))
+
+
+def padded_length(length: int) -> int:
+    """The shortest allowed length that holds `length` tokens: 8, 16, ..., 64, 80, 96, 112, 128, 160, ..."""
+    step = 8
+    while step * 8 < length:
+        step *= 2
+    return -(-length // step) * step
+
+
+def _pooled_states(model, heads: tuple[Head, ...], params, inputs) -> tuple[Array, ...]:
+    """Per head [batch layer width]; layers that no head asks for are never computed beyond what others need."""
+    states = model.apply({"params": params}, inputs)
+    mask = inputs.mask if isinstance(inputs, Tokens) else None
+    return tuple(
+        jnp.stack([pool(states[i], mask, head.pooling) for i in head.layers], axis=1) for head in heads
+    )

@@ -1,0 +1,121 @@
+"""A frozen encoder from files in Hugging Face layout."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array
+
+from mmrec_jax.backbones.family import Family, Tokens
+from mmrec_jax.backbones.image import ImagePreprocessor, read_image_preprocessor
+from mmrec_jax.backbones.registry import find_family
+from mmrec_jax.backbones.source import locate
+from mmrec_jax.backbones.text import TextPreprocessor, read_text_preprocessor
+from mmrec_jax.backbones.transformer import BlockMethod, TransformerConfig
+from mmrec_jax.backbones.weights import WEIGHTS_FILE, map_weights, read_tensors, sha256_of
+from mmrec_jax.errors import BackboneError
+from mmrec_jax.types import Params
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen encoder with its weights and preprocessing.
+
+    Attributes:
+        spec: how it was named: directory, hub id or package:NAME.
+        family: its family, with `model_type` and `kind`.
+        model: `model.apply({"params": params}, inputs)` gives depth + 1 hidden states [batch token width]; inputs
+            are `Tokens` for text and float pixels [batch height width channel] for images.
+        params: float32 arrays.
+        sizes: width, depth and the rest of the transformer core.
+        preprocess: texts -> token ids, or image -> pixels.
+        weights_sha256: of the weights file.
+    """
+
+    spec: str
+    family: Family
+    model: nn.Module
+    params: Params
+    sizes: TransformerConfig
+    preprocess: TextPreprocessor | ImagePreprocessor
+    weights_sha256: str
+
+    def hidden_states(self, inputs: Tokens | Array) -> tuple[Array, ...]:
+        """Every layer's hidden states [batch token width], 0 being the embedding output."""
+        return self.model.apply({"params": self.params}, inputs)
+
+
+def load(
+    spec: str, *, revision: str = "", max_tokens: int = 128, method: BlockMethod | None = None
+) -> Backbone:
+    """Loads a backbone.
+
+    Args:
+        spec: a local directory, "package:NAME", or a hub id.
+        revision: branch, tag or commit of a hub id.
+        max_tokens: texts are cut to this many tokens.
+        method: applied at the named places of each block; the parameters it makes are not part of `params`.
+
+    Raises:
+        BackboneError: the files are missing, of an unknown kind, or do not fit together.
+    """
+    directory = locate(spec, revision)
+    config = read_config(directory)
+    family = find_family(config.get("model_type"), str(directory / "config.json"))
+    encoder = family.build(config, None)
+    example: Tokens | Array
+    if family.kind == "text":
+        example = Tokens(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
+    else:
+        side = max(encoder.module.patch)
+        example = jnp.zeros((1, side, side, int(config.get("num_channels", 3))), jnp.float32)
+    expected = jax.eval_shape(encoder.module.init, jax.random.key(0), example)["params"]
+    path = directory / WEIGHTS_FILE
+    params = map_weights(read_tensors(path), encoder.weight_map, expected, str(path))
+    preprocess = (
+        read_text_preprocessor(directory, max_tokens)
+        if family.kind == "text"
+        else read_image_preprocessor(directory)
+    )
+    return Backbone(
+        spec=spec,
+        family=family,
+        model=family.build(config, method).module,
+        params=jax.tree.map(jnp.asarray, params),
+        sizes=encoder.transformer,
+        preprocess=preprocess,
+        weights_sha256=sha256_of([path]),
+    )
+
+
+def weights_sha256(spec: str, revision: str = "", *, local_only: bool = False) -> str:
+    """The digest that `load` would give, without loading; `local_only` keeps it off the network.
+
+    Raises:
+        BackboneError: the files are not found.
+    """
+    path = locate(spec, revision, local_only=local_only) / WEIGHTS_FILE
+    if not path.is_file():
+        raise BackboneError(f"{path.parent} has no {path.name}")
+    return sha256_of([path])
+
+
+def read_config(directory: Path) -> dict:
+    """config.json of a backbone's directory.
+
+    Raises:
+        BackboneError: it is no JSON object.
+    """
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BackboneError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise BackboneError(f"{path} is not a JSON object")
+    return config

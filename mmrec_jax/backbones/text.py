@@ -1,0 +1,88 @@
+"""Texts of items, and their tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from mmrec_jax.backbones.config import template_columns
+from mmrec_jax.errors import BackboneError, ConfigError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+def fill_template(template: str, catalogue: pl.DataFrame) -> list[str]:
+    """A text for every item: "" where all of the template's columns are empty.
+
+    Raises:
+        ConfigError: the catalogue lacks a column that the template names.
+    """
+    literals, columns = template_columns(template)
+    if missing := [column for column in columns if column not in catalogue.columns]:
+        raise ConfigError(
+            f"template {template!r} names the column {missing[0]!r}, which the catalogue lacks; it has "
+            f"{', '.join(catalogue.columns)}"
+        )
+    values = [pl.col(column).cast(pl.String).fill_null("").str.strip_chars() for column in columns]
+    escaped = "{}".join(literal.replace("{", "{{").replace("}", "}}") for literal in literals)
+    filled = (
+        pl.when(pl.any_horizontal([v != "" for v in values]))
+        .then(pl.format(escaped, *values))
+        .otherwise(pl.lit(""))
+    )
+    return catalogue.select(filled.alias("text"))["text"].to_list()
+
+
+def clean(text: str) -> str:
+    """HTML entities as the characters they stand for, and no space around."""
+    return html.unescape(text).strip()
+
+
+@dataclass(frozen=True)
+class TextPreprocessor:
+    """A fast tokenizer with the special tokens and truncation of a backbone.
+
+    Attributes:
+        tokenizer: of the `tokenizers` library, without padding.
+        fingerprint: what its result depends on, as JSON values.
+    """
+
+    tokenizer: Tokenizer
+    fingerprint: dict
+
+    def __call__(self, texts: list[str]) -> list[np.ndarray]:
+        """Token ids of each text, int32[tokens], cut to the maximum with the special tokens kept."""
+        return [
+            np.asarray(e.ids, np.int32) for e in self.tokenizer.encode_batch([clean(text) for text in texts])
+        ]
+
+
+def read_text_preprocessor(directory: Path, max_tokens: int) -> TextPreprocessor:
+    """The tokenizer of a backbone's directory.
+
+    Raises:
+        BackboneError: there is no readable tokenizer.json.
+    """
+    from tokenizers import Tokenizer
+
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise BackboneError(
+            f"{directory} has no tokenizer.json: save the fast tokenizer there "
+            "(transformers: AutoTokenizer.from_pretrained(...).save_pretrained(directory))"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise BackboneError(f"{path} cannot be read as a tokenizer: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return TextPreprocessor(tokenizer, {"tokenizer_sha256": digest, "max_tokens": max_tokens})

@@ -1,0 +1,88 @@
+"""TensorStore arrays and small files under a store's location, local or gs://, by one code path."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import tensorstore as ts
+
+from mmrec_jax.errors import StoreError
+
+CHUNK_BYTES = 4 * 2**20
+# Quantised states shrink by a fifth; floating ones do not.
+CODECS = {"int8": [{"name": "zstd", "configuration": {"level": 5}}]}
+
+# One context for all opens: they share connections, and memory:// stores outlive one handle.
+_CONTEXT = ts.Context()
+
+
+def key_value_store(location: str | Path) -> ts.KvStore:
+    """Opens a location for reading and writing.
+
+    Args:
+        location: a local path, or a URL that TensorStore knows, such as gs://bucket/folder.
+
+    Raises:
+        StoreError: the location cannot be opened.
+    """
+    text = str(location)
+    url = text if "://" in text else Path(text).expanduser().absolute().as_uri()
+    try:
+        return ts.KvStore.open(url.rstrip("/") + "/", context=_CONTEXT).result()
+    except (ValueError, OSError) as error:
+        raise StoreError(f"store location {text} cannot be opened: {error}") from error
+
+
+def read_json(files: ts.KvStore, name: str) -> object | None:
+    """A small JSON file's content, or None where there is no such file.
+
+    Raises:
+        StoreError: the file is not valid JSON.
+    """
+    found = files.read(name).result()
+    if found.state != "value":
+        return None
+    try:
+        return json.loads(found.value)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise StoreError(f"{files.url}{name} is not valid JSON ({error}): the store is damaged") from error
+
+
+def write_json(files: ts.KvStore, name: str, content: object) -> None:
+    """Replaces a small JSON file at once: a reader sees the old or the new content."""
+    files.write(name, json.dumps(content, indent=1, ensure_ascii=False).encode()).result()
+
+
+def create_array(files: ts.KvStore, name: str, shape: tuple[int, ...], dtype: str) -> None:
+    """Makes a zarr3 array of zeros, chunked along its first axis into files of some 4 MB; replaces one that is there."""
+    row = int(np.prod(shape[1:], dtype=np.int64)) * ts.dtype(dtype).numpy_dtype.itemsize
+    metadata = {
+        "shape": list(shape),
+        "data_type": dtype,
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {"chunk_shape": [max(1, CHUNK_BYTES // row), *shape[1:]]},
+        },
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, *CODECS.get(dtype, [])],
+        "fill_value": 0,
+    }
+    _open(files, name, {"metadata": metadata, "create": True, "delete_existing": True})
+
+
+def open_array(files: ts.KvStore, name: str) -> ts.TensorStore:
+    """Opens an array that exists.
+
+    Raises:
+        StoreError: it does not exist or is damaged.
+    """
+    return _open(files, name, {"open": True})
+
+
+def _open(files: ts.KvStore, name: str, options: dict) -> ts.TensorStore:
+    spec = {"driver": "zarr3", "kvstore": (files / f"{name}/").spec().to_json(), **options}
+    try:
+        return ts.open(spec, context=_CONTEXT).result()
+    except (ValueError, OSError) as error:
+        raise StoreError(f"array {files.url}{name} cannot be opened: {error}") from error

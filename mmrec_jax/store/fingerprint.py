@@ -1,0 +1,80 @@
+"""How stored hidden states were made, and in what that differs from a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmrec_jax.backbones.config import ModalityConfig, resolve_layers
+from mmrec_jax.backbones.load import Backbone, weights_sha256
+from mmrec_jax.errors import BackboneError, ConfigError
+
+EXTRACTION_VERSION = 1  # grows when the same media and weights would give other states
+
+
+def make_fingerprint(config: ModalityConfig, backbone: Backbone) -> dict:
+    """Everything that stored states depend on but the media themselves, as JSON values."""
+    return {
+        "kind": config.kind,
+        "backbone": config.backbone,
+        "revision": config.revision,
+        "model_type": backbone.family.model_type,
+        "weights_sha256": backbone.weights_sha256,
+        "width": backbone.sizes.width,
+        "depth": backbone.sizes.depth,
+        "preprocessing": backbone.preprocess.fingerprint,
+        "template": config.source,
+        "pooling": config.pooling,
+        "extraction_version": EXTRACTION_VERSION,
+    }
+
+
+def differences(config: ModalityConfig, stored: dict, stored_layers: tuple[int, ...]) -> list[str]:
+    """What a config asks for and a stored modality does not have, one sentence each.
+
+    Equal backbone names of the hub are believed; local directories and packages, and any backbone of another name,
+    are compared by their weights' digest where they can be found on this machine.
+    """
+    asked = {
+        "kind": config.kind,
+        "template": config.source,
+        "pooling": config.pooling,
+        "extraction_version": EXTRACTION_VERSION,
+    }
+    found = [
+        f"{key} is {stored.get(key)!r} in the store and {value!r} in the config"
+        for key, value in asked.items()
+        if stored.get(key) != value
+    ]
+    if config.kind == "text" and (kept := stored["preprocessing"].get("max_tokens")) != config.max_tokens:
+        found.append(f"max_tokens is {kept} in the store and {config.max_tokens} in the config")
+    try:
+        wanted = resolve_layers(config.layers, stored["depth"], "layers")
+        if lacking := [layer for layer in wanted if layer not in stored_layers]:
+            found.append(f"layers {lacking} are not among the stored layers {list(stored_layers)}")
+    except ConfigError as error:
+        found.append(str(error))
+    return found + _backbone_differences(config, stored)
+
+
+def _backbone_differences(config: ModalityConfig, stored: dict) -> list[str]:
+    same_name = config.backbone == stored["backbone"]
+    on_hub = not config.backbone.startswith("package:") and not Path(config.backbone).expanduser().is_dir()
+    if same_name and on_hub:
+        if config.revision and config.revision != stored["revision"]:
+            return [f"revision is {stored['revision']!r} in the store and {config.revision!r} in the config"]
+        return []
+    try:
+        digest = weights_sha256(config.backbone, config.revision, local_only=True)
+    except BackboneError as error:
+        if same_name:
+            return []
+        return [
+            f"backbone is {stored['backbone']!r} in the store and {config.backbone!r} in the config, whose weights "
+            f"cannot be compared here ({error})"
+        ]
+    if digest == stored["weights_sha256"]:
+        return []
+    return [
+        f"backbone is {stored['backbone']!r} with weights {stored['weights_sha256'][:12]} in the store and "
+        f"{config.backbone!r} with weights {digest[:12]} in the config"
+    ]
