@@ -1,0 +1,361 @@
+"""The one training loop: it knows a task and a stream, and nothing of models, meshes or files of data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+
+from mmrec_jax.errors import CheckpointError, ConfigError, TrainingError
+from mmrec_jax.training import manifest as manifests
+from mmrec_jax.training.checkpoints import FOLDER, Checkpoint, Checkpoints, out_of_space
+from mmrec_jax.training.config import TrainingConfig
+from mmrec_jax.training.optimizers import build_optimizer
+from mmrec_jax.training.progress import RunProgress
+from mmrec_jax.training.step import TrainState, TrainStep, check_finite, fetch_window
+from mmrec_jax.training.task import Stream, Task
+from mmrec_jax.training.trees import host_copy, like, named_leaves
+from mmrec_jax.training.writers import MetricsCsv, TensorBoardEvents, Writer, learning_curve
+from mmrec_jax.types import Params
+
+# Settings that change what is shown or how long a run goes on, but not the steps it takes.
+_HARMLESS = {"epochs", "patience", "keep", "checkpoint_every_steps", "compilation_cache_dir", "tensorboard",
+             "learning_curve", "progress"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a run leaves.
+
+    Attributes:
+        params: the best parameters (their moving average where one is kept), numpy, read back from the
+            checkpoint.
+        best_step, best_value: when the monitored metric was best, and what it was.
+        history: one entry an epoch: `epoch`, `step`, `seconds` (of training, without evaluation),
+            `peak_memory_bytes` (of the process, or of the first accelerator), `recompilations`, `train`
+            (means over the epoch) and, where the epoch was evaluated, `valid` and `valid_seconds`.
+        step: steps taken.
+        stopped_early: whether patience ran out before the last epoch.
+    """
+
+    params: Params
+    best_step: int
+    best_value: float
+    history: list[dict]
+    step: int
+    stopped_early: bool
+
+
+@dataclass
+class Position:
+    """How far a run is, beside its arrays: plain values, saved in the manifest of each checkpoint."""
+
+    seed: int
+    batches_per_epoch: int
+    step: int = 0
+    stream: dict | None = None
+    best_value: float | None = None
+    best_step: int | None = None
+    stale: int = 0  # evaluations since the best one
+    epoch_sums: dict[str, float] = field(default_factory=dict)
+    epoch_steps: int = 0
+    epoch_seconds: float = 0.0
+    history: list[dict] = field(default_factory=list)
+
+
+def fit(
+    task: Task,
+    frozen: Any,
+    stream: Stream,
+    config: TrainingConfig,
+    workdir: str | Path,
+    run: Mapping | None = None,
+    warm_start: Params | None = None,
+) -> FitResult:
+    """Trains a task, or goes on with a run that was interrupted.
+
+    A run that was killed at any moment and started again with the same arguments ends with the same bits in
+    its parameters, its best parameters and `metrics.csv` as one that was left alone.
+
+    Args:
+        task: what to train.
+        frozen: the pytree that the task reads and never trains; it is never saved.
+        stream: training batches.
+        config: how to train.
+        workdir: takes `checkpoints/`, `metrics.csv`, `tensorboard/` and `learning_curve.png`. If it holds
+            checkpoints, the run goes on from the newest.
+        run: description of what is trained (system, modalities, data ...), plain JSON values, kept in the
+            manifests; resuming compares it, except for its section `info`.
+        warm_start: parameters to begin with in place of fresh ones; see `mmrec_jax.training.warm_start`.
+
+    Raises:
+        ConfigError: groups that do not fit the parameters; a monitored metric that validation does not give.
+        TrainingError: values that are not finite, a full disk.
+        CheckpointError: the workdir holds a run of something else, or only damaged checkpoints.
+    """
+    if config.compilation_cache_dir:
+        use_compilation_cache(config.compilation_cache_dir)
+    try:
+        with Checkpoints(Path(workdir) / FOLDER, config.keep) as checkpoints:
+            return _Run(
+                task, frozen, stream, config, Path(workdir), run or {}, warm_start, checkpoints
+            ).finish()
+    except OSError as error:
+        if not out_of_space(error):
+            raise
+        raise TrainingError(
+            f"The disk is full: {error}. The checkpoints in {Path(workdir) / FOLDER} are intact: free some "
+            "space and start the same command again; it goes on from the newest."
+        ) from error
+
+
+def use_compilation_cache(directory: str | Path) -> None:
+    """Keeps compiled programs on disk, so that the next start of the same run need not compile them."""
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+class _Run:
+    """One call of `fit`."""
+
+    def __init__(self, task, frozen, stream, config, workdir, run, warm_start, checkpoints):
+        self.task: Task = task
+        self.stream: Stream = stream
+        self.config: TrainingConfig = config
+        self.workdir: Path = workdir
+        self.checkpoints: Checkpoints = checkpoints
+        self.run = {**run, "info": {**run.get("info", {}), "training": dataclasses.asdict(config)}}
+        self.frozen = jax.device_put(frozen)
+        self.position = Position(config.seed, stream.batches_per_epoch)
+        self.recompilations_told = 0
+        self.state = self._begin(warm_start)
+        self.writers: list[Writer] = [MetricsCsv(workdir / "metrics.csv", self.position.step)]
+        if config.tensorboard:
+            self.writers.append(TensorBoardEvents(workdir / "tensorboard", self.position.step))
+        self.progress = RunProgress(task.name, config, stream.batches_per_epoch, self.position.step)
+
+    @property
+    def epochs_done(self) -> int:
+        return self.position.step // self.position.batches_per_epoch
+
+    @property
+    def patience_is_out(self) -> bool:
+        return bool(self.config.patience) and self.position.stale > self.config.patience
+
+    def finish(self) -> FitResult:
+        """Trains to the end and returns the best."""
+        try:
+            if self.epochs_done < self.config.epochs and not self.patience_is_out:
+                self._train()
+        finally:
+            self.progress.close()
+            for writer in self.writers:
+                writer.close()
+        if self.config.learning_curve:
+            curve = self.workdir / "learning_curve.png"
+            learning_curve(curve, self.position.history, self.config.monitor, self.position.best_step)
+        params, step, value = self._best()
+        return FitResult(
+            params=params,
+            best_step=step,
+            best_value=value,
+            history=self.position.history,
+            step=self.position.step,
+            stopped_early=self.epochs_done < self.config.epochs,
+        )
+
+    def _best(self) -> tuple[Params, int, float]:
+        """The best parameters, from their checkpoint, with their step and value.
+
+        A finished run whose best checkpoint was damaged since has its last parameters instead.
+        """
+        position = self.position
+        if position.best_step is None or position.best_value is None:
+            position.best_step = position.step
+            position.best_value = self._evaluate()[self.config.monitor]
+            return host_copy(self.state.evaluated), position.best_step, position.best_value
+        best = self.checkpoints.read(position.best_step, state=False)
+        return best.evaluated, position.best_step, position.best_value
+
+    def _begin(self, warm_start: Params | None) -> TrainState:
+        """The state to start from: fresh, warm-started or of the newest sound checkpoint."""
+        found = self.checkpoints.resume()
+        init_key = jax.random.split(jax.random.key(self.config.seed))[0]
+        params = self.task.init(init_key, self.frozen) if warm_start is None else warm_start
+        if found is not None:
+            self._check_same_run(found[0], params)
+        optimizer = build_optimizer(self.config, params, self.stream.batches_per_epoch)
+        self.step = TrainStep(self.task, optimizer, self.config.seed, self.config.ema_decay)
+        batches = list(self.stream.warmup_batches())
+        state = self.step.init(params, self.frozen, batches[0])
+        if found is not None:
+            state = self._restored(state, *found)
+        self.step.warm_up(state, self.frozen, batches)
+        return state
+
+    def _check_same_run(self, checkpoint: Checkpoint, params: Params) -> None:
+        where = f"Checkpoint {self.checkpoints.directory} of step {checkpoint.step}"
+        manifests.check(checkpoint.manifest, self.run, params, where)
+        saved = checkpoint.manifest["progress"]
+        for name, now in (("seed", self.config.seed), ("batches_per_epoch", self.stream.batches_per_epoch)):
+            if saved[name] != now:
+                raise CheckpointError(
+                    f"{where}: {name} was {saved[name]} and is now {now}, which makes it another run: choose "
+                    "another --workdir or change the config back."
+                )
+        before, now = checkpoint.manifest["run"]["info"]["training"], self.run["info"]["training"]
+        relevant = [
+            line
+            for name in sorted(before.keys() | now.keys())
+            if name not in _HARMLESS
+            for line in manifests.differences({name: before.get(name)}, {name: now.get(name)})
+        ]
+        if relevant:
+            logging.warning("%s goes on with other training settings: %s", where, "; ".join(relevant))
+
+    def _restored(self, state: TrainState, newest: Checkpoint, best: Checkpoint | None) -> TrainState:
+        """The saved state in the structure of a fresh one; sets the position and the stream."""
+        self.position = Position(**newest.manifest["progress"])
+        if best is None:
+            self.position.best_step, self.position.best_value = None, None
+        self.stream.set_state(newest.manifest["progress"]["stream"])
+        changed = named_leaves({"optimizer": state.optimizer, "window": state.window})
+        wanted, found = manifests.describe(changed), manifests.describe(newest.state)
+        if wanted != found or (newest.average is None) != (state.average is None):
+            lines = manifests.differences(found, wanted) or ["training.ema_decay: switched on or off"]
+            raise CheckpointError(
+                f"Checkpoint of step {newest.step}: its optimiser state is of other settings: "
+                f"{'; '.join(lines[:5])}. Change training.optimizer, clip_norm, schedule, warmup_steps and "
+                "ema_decay back, or choose another --workdir."
+            )
+        parts = like({"optimizer": state.optimizer, "window": state.window}, newest.state)
+        return jax.device_put(
+            dataclasses.replace(
+                host_copy(state),
+                step=host_copy(state.step) + newest.step,
+                params=like(state.params, named_leaves(newest.params)),
+                average=None if newest.average is None else like(state.params, named_leaves(newest.average)),
+                **parts,
+            )
+        )
+
+    def _train(self) -> None:
+        while self.epochs_done < self.config.epochs and not self.patience_is_out:
+            self._advance()
+            if self.position.step % self.position.batches_per_epoch == 0:
+                self._end_epoch()
+            # The order is: evaluate, then save the state together with the stream's position, then take the
+            # next batch. So a checkpoint holds the verdict on its own parameters, a restart neither repeats
+            # nor skips an evaluation, and its first batch is the one that the undisturbed run would have
+            # taken.
+            self._save()
+
+    def _advance(self) -> None:
+        """Takes steps up to the next checkpoint, with one batch of look-ahead on its way to the device."""
+        position, every = self.position, self.config.checkpoint_every_steps
+        start = time.perf_counter()
+        with jax.transfer_guard("disallow"):
+            batch = jax.device_put(next(self.stream))
+            while batch is not None:
+                self.state = self.step(self.state, self.frozen, batch)
+                position.step += 1
+                saves = position.step % position.batches_per_epoch == 0 or (
+                    every and position.step % every == 0
+                )
+                # None before a checkpoint: the position that is saved must not be ahead of the steps.
+                batch = None if saves else jax.device_put(next(self.stream))
+                if position.step % self.config.log_every == 0:
+                    self._write("train", self._collect())
+                    self.progress.advance(position.step)
+            self._check_finite()
+        position.epoch_seconds += time.perf_counter() - start
+
+    def _collect(self) -> dict[str, float]:
+        """Means of the training metrics since the last call, which are added to the epoch's sums."""
+        self._check_finite()
+        self.state, sums, steps = fetch_window(self.state)
+        position = self.position
+        position.epoch_steps += steps
+        for name, value in sums.items():
+            position.epoch_sums[name] = position.epoch_sums.get(name, 0.0) + value
+        return {name: value / max(steps, 1) for name, value in sums.items()}
+
+    def _check_finite(self) -> None:
+        check_finite(self.state, self.config.groups, self.position.batches_per_epoch)
+
+    def _write(self, split: str, values: Mapping[str, float]) -> None:
+        epoch = math.ceil(self.position.step / self.position.batches_per_epoch)
+        for writer in self.writers:
+            writer.write(self.position.step, epoch, split, values)
+
+    def _end_epoch(self) -> None:
+        """Closes the epoch's account, and evaluates where it is due."""
+        position = self.position
+        self._collect()
+        entry: dict[str, Any] = {
+            "epoch": self.epochs_done,
+            "step": position.step,
+            "seconds": position.epoch_seconds,
+            "recompilations": self.step.recompilations - self.recompilations_told,
+            "train": {name: value / position.epoch_steps for name, value in position.epoch_sums.items()},
+        }
+        self._write("train_epoch", entry["train"])
+        past = self.epochs_done - self.config.eval_from
+        if self.epochs_done >= self.config.epochs or (past >= 0 and past % self.config.eval_every == 0):
+            start = time.perf_counter()
+            entry["valid"] = self._evaluate()
+            entry["valid_seconds"] = time.perf_counter() - start
+            self._write("valid", entry["valid"])
+        entry["peak_memory_bytes"] = peak_memory_bytes()
+        position.history.append(entry)
+        position.epoch_sums, position.epoch_steps, position.epoch_seconds = {}, 0, 0.0
+        self.recompilations_told = self.step.recompilations
+        self.progress.epoch(entry, position.best_value, position.best_step)
+
+    def _evaluate(self) -> dict[str, float]:
+        """Validates, and notes whether these are the best parameters so far."""
+        position, monitor = self.position, self.config.monitor
+        metrics = {
+            name: float(value)
+            for name, value in self.task.validate(self.state.evaluated, self.frozen).items()
+        }
+        if monitor not in metrics:
+            raise ConfigError(f"training.monitor={monitor!r}: validation gives only {sorted(metrics)}.")
+        value = metrics[monitor]
+        if not math.isfinite(value):
+            raise TrainingError(f"Validation metric {monitor} is {value} after step {position.step}.")
+        sign = 1 if self.config.monitor_mode == "max" else -1
+        if position.best_value is None or sign * value > sign * position.best_value:
+            position.best_value, position.best_step, position.stale = value, position.step, 0
+        else:
+            position.stale += 1
+        return metrics
+
+    def _save(self) -> None:
+        self.position.stream = self.stream.get_state()
+        self.checkpoints.save(
+            self.position.step,
+            self.state.params,
+            self.state.average,
+            {"optimizer": self.state.optimizer, "window": self.state.window},
+            self.run,
+            dataclasses.asdict(self.position),
+        )
+
+
+def peak_memory_bytes() -> int:
+    """Largest memory so far: of the first accelerator if there is one, else of this process."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,124 @@
+"""Optax chains with a learning rate for each group of parameters.
+
+Measured on two CPU cores with 98 leaves and 1.6 million parameters: Adam leaf by leaf takes 1.8 to 2.2 ms,
+`optax.flatten(adam)` 2.6 to 3.0 ms and one flat parameter vector 1.8 to 2.3 ms; inside a whole training step
+the three are alike. Hence the plain form, leaf by leaf.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mmrec_jax.errors import ConfigError
+from mmrec_jax.training.config import TrainingConfig
+from mmrec_jax.training.trees import like, named_leaves
+from mmrec_jax.types import Params
+
+DEFAULT_GROUP = "default"
+
+
+def parameter_groups(params: Params, groups: Sequence[tuple[str, float]]) -> dict[str, str]:
+    """The pattern that each parameter's path begins with, or `default`; path -> group.
+
+    Raises:
+        ConfigError: a pattern that is no regular expression, that matches no parameter, or that shares a
+            parameter with another pattern. All of them are named at once.
+    """
+    names = list(named_leaves(params))
+    owner: dict[str, list[str]] = {name: [] for name in names}
+    problems = []
+    for pattern, _ in groups:
+        try:
+            matches = [name for name in names if re.match(pattern, name)]
+        except re.error as error:
+            problems.append(f"training.groups: {pattern!r} is no regular expression ({error}).")
+            continue
+        if not matches:
+            tops = sorted({name.split("/")[0] for name in names})
+            problems.append(
+                f"training.groups: {pattern!r} matches the beginning of no parameter path; paths begin with "
+                f"{tops}."
+            )
+        for name in matches:
+            owner[name].append(pattern)
+    for name, patterns in owner.items():
+        if len(patterns) > 1:
+            problems.append(f"training.groups: parameter {name} is matched by {patterns}; keep one of them.")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return {name: patterns[0] if patterns else DEFAULT_GROUP for name, patterns in owner.items()}
+
+
+def schedule_factor(config: TrainingConfig, batches_per_epoch: int) -> optax.Schedule | None:
+    """Share of the learning rates at each step (counted from 0); None where it is always 1."""
+    total = config.epochs * batches_per_epoch
+    if config.schedule == "constant":
+        after = optax.constant_schedule(1.0)
+    elif config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(
+            1.0, max(total - config.warmup_steps, 1), alpha=config.final_fraction
+        )
+    else:
+        after = optax.exponential_decay(
+            1.0, batches_per_epoch, config.decay, staircase=True, end_value=config.final_fraction
+        )
+    if config.warmup_steps:
+        return optax.join_schedules(
+            [optax.linear_schedule(0.0, 1.0, config.warmup_steps), after], [config.warmup_steps]
+        )
+    return None if config.schedule == "constant" else after
+
+
+def build_optimizer(
+    config: TrainingConfig, params: Params, batches_per_epoch: int
+) -> optax.GradientTransformation:
+    """The chain: clip by the global norm, Adam, decoupled weight decay, learning rate of the parameter's
+    group.
+
+    With one group, a constant schedule and nothing else switched on it equals `optax.adam(learning_rate)`.
+
+    Raises:
+        ConfigError: from `parameter_groups`.
+    """
+    groups = parameter_groups(params, config.groups)
+    rate_of = {pattern: float(rate) for pattern, rate in config.groups} | {
+        DEFAULT_GROUP: config.learning_rate
+    }
+    rates = like(params, {name: rate_of[group] for name, group in groups.items()})
+    parts = []
+    if config.clip_norm:
+        parts.append(optax.clip_by_global_norm(config.clip_norm))
+    parts.append(optax.scale_by_adam(config.beta1, config.beta2, config.epsilon))
+    if config.weight_decay:
+        parts.append(optax.add_decayed_weights(config.weight_decay, mask=_matrices))
+    parts.append(_scale_by_rates(rates, schedule_factor(config, batches_per_epoch)))
+    return optax.chain(*parts)
+
+
+def _matrices(params: Params) -> Params:
+    return jax.tree.map(lambda leaf: jnp.ndim(leaf) >= 2, params)
+
+
+def _scale_by_rates(rates: Params, factor: optax.Schedule | None) -> optax.GradientTransformation:
+    """Multiplies each update by minus its learning rate times the schedule's factor."""
+
+    def init(params):
+        return (
+            optax.EmptyState()
+            if factor is None
+            else optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
+        )
+
+    def update(updates, state, params=None):
+        if factor is None:
+            return jax.tree.map(lambda rate, u: -rate * u, rates, updates), state
+        share = factor(state.count)
+        scaled = jax.tree.map(lambda rate, u: (-rate * share).astype(u.dtype) * u, rates, updates)
+        return scaled, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(init, update)
