@@ -1,0 +1,80 @@
+"""The rows of a training epoch, and the events of a batch of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int, Int32, Int64
+
+from mmrec_jax.data.prepared import PreparedData
+from mmrec_jax.data.ragged import left_padded
+from mmrec_jax.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Spans of the training events, one a row of an epoch.
+
+    Attributes:
+        values: all training events.
+        users: whose events each row shows.
+        starts, stops: where the row's events begin and end in `values`.
+        width: most events a row can show.
+    """
+
+    values: Int32[np.ndarray, " event"]
+    users: Int32[np.ndarray, " row"]
+    starts: Int64[np.ndarray, " row"]
+    stops: Int64[np.ndarray, " row"]
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def events(self, chosen: Int[np.ndarray, " chosen"]) -> Int32[np.ndarray, "chosen width"]:
+        """Item rows of the chosen rows' events, padded with 0 on the left."""
+        return left_padded(self.values, self.starts[chosen], self.stops[chosen], self.width)
+
+
+def training_rows(prepared: PreparedData, length: int, window: str) -> Rows:
+    """The rows of an epoch: spans of at most `length` + 1 training events (inputs and targets).
+
+    Args:
+        prepared: the data.
+        length: inputs a row.
+        window: "last" gives each user's last events, one row a user; "chunks" cuts a user's events into rows
+            from the end backwards, each beginning with the last event of the one before, so that every event
+            but a user's first is a target exactly once.
+
+    Returns:
+        The rows by user and time. A user with fewer than 2 training events has none.
+    """
+    if window not in ("last", "chunks"):
+        raise ConfigError(f"window is {window!r}; it must be 'last' or 'chunks'.")
+    if length < 1:
+        raise ConfigError(f"length is {length}; a row needs at least 1 input.")
+    train = prepared.train
+    users = np.flatnonzero(train.lengths >= 2).astype(np.int32)
+    targets = train.lengths[users] - 1
+    number = -(-targets // length) if window == "chunks" else np.ones(len(users), np.int64)
+    from_end = np.repeat(np.cumsum(number), number) - 1 - np.arange(number.sum())
+    users = np.repeat(users, number)
+    stops = train.offsets[users + 1] - from_end * length
+    starts = np.maximum(train.offsets[users], stops - length - 1)
+    return Rows(train.values, users, starts, stops, length + 1)
+
+
+def distinct_counts(events: Int32[np.ndarray, "rows width"], shards: int) -> Int64[np.ndarray, " {shards}"]:
+    """How many entries of `SequenceBatch.items` each process's share needs: distinct items and the padding.
+
+    Args:
+        events: the rows of a step for all processes; process i has rows i, i + shards, ...
+        shards: number of processes.
+    """
+    each = -(-len(events) // shards)
+    everyone = np.zeros((each * shards, events.shape[1]), np.int32)
+    everyone[: len(events)] = events
+    shares = everyone.reshape(each, shards, -1).swapaxes(0, 1).reshape(shards, -1)
+    shares = np.sort(shares, axis=1)
+    return 1 + np.count_nonzero(np.diff(shares, axis=1, prepend=0), axis=1)
