@@ -18,12 +18,12 @@ class ModalityConfig:
 
     Attributes:
         kind: "text" or "image".
-        backbone: a local directory, a hub id such as "facebook/dinov2-small", or "package:NAME" for an installed
-            Python package that carries a model folder.
+        backbone: a local directory, a hub id such as "facebook/dinov2-small", or "package:NAME" for an
+            installed Python package that carries a model folder.
         template: for text, the text of an item with catalogue columns in braces: "{title}. {overview}".
         column: for images, the catalogue column that holds the path relative to the media root.
         path_template: for images, the path built from catalogue columns instead: "posters/{item}.jpg".
-        layers: indices into the hidden states, 0 being the embedding output; () means every second one: 0, 2, ...
+        layers: indices into the hidden states, 0 being the embedding output; () means 0, 2, 4, ...
         pooling: "cls" takes the first token, "mean" averages the tokens that are not padding.
         max_tokens: texts are cut after this many tokens, the special ones included.
         revision: branch, tag or commit of a hub id; "" is its default branch.
@@ -79,7 +79,7 @@ class ExtractionConfig:
         dtype: "float32", "bfloat16", or "int8" with one float32 scale a vector.
         text_batch: texts in one call of the encoder.
         image_batch: images in one call of the encoder.
-        commit_batches: finished work is written after this many batches; a killed run repeats at most that much.
+        commit_batches: finished work is written after this many batches; a killed run repeats no more.
         decode_threads: threads that read and decode images ahead of the encoder.
         max_pixels: images with more pixels than this are skipped as too large (a bound on memory).
         max_failure_share: more broken or missing media than this share of a modality's items is an error.

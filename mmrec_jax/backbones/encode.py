@@ -32,8 +32,8 @@ class Head:
 class PooledEncoder:
     """A backbone with its pooling as one compiled function per input shape.
 
-    Every batch has the same number of rows (the last is filled up), and texts have one of few lengths, so that a
-    catalogue compiles a handful of programs and an item's states do not depend on how many come with it.
+    Every batch has the same number of rows (the last is filled up), and texts have one of few lengths, so
+    that a catalogue compiles a handful of programs, and how many items come at once changes no states.
     """
 
     def __init__(self, backbone: Backbone, heads: Sequence[Head], batch: int):
@@ -76,7 +76,7 @@ class PooledEncoder:
 
 
 def pad_tokens(ids: Sequence[np.ndarray], batch: int) -> Tokens:
-    """Texts as one block of `batch` rows and a length out of few: multiples of 8 up to 64, then four an octave."""
+    """Texts as one block of `batch` rows and of a length from `padded_length`."""
     length = padded_length(max(len(i) for i in ids))
     padded, mask = np.zeros((batch, length), np.int32), np.zeros((batch, length), bool)
     for row, tokens in enumerate(ids):
@@ -94,7 +94,7 @@ def padded_length(length: int) -> int:
 
 
 def _pooled_states(model, heads: tuple[Head, ...], params, inputs) -> tuple[Array, ...]:
-    """Per head [batch layer width]; layers that no head asks for are never computed beyond what others need."""
+    """Per head [batch layer width]; blocks above the last layer asked for are not computed."""
     states = model.apply({"params": params}, inputs)
     mask = inputs.mask if isinstance(inputs, Tokens) else None
     return tuple(

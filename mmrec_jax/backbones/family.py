@@ -28,7 +28,8 @@ class Encoder:
 
     Attributes:
         module: takes `Tokens` or pixels [batch height width channel] and returns depth + 1 hidden states
-            [batch token width]. Its `final_norm` method turns the last of them into transformers' last_hidden_state.
+            [batch token width]. Its `final_norm` method turns the last of them into transformers'
+            last_hidden_state.
         transformer: the sizes of its core.
         weight_map: where each of its parameters comes from.
     """
@@ -109,9 +110,9 @@ def block_weights(config: TransformerConfig, source: str, names: dict[str, str])
     Args:
         config: the core's sizes.
         source: a block's prefix with `{layer}` in it.
-        names: place in our block -> name in theirs, for "query", "key", "value", "attention_out", "attention_norm",
-            "feed_forward_norm"; "up" and "down" where they are plain projections; with a layer scale also
-            "attention_scale", "feed_forward_scale".
+        names: place in our block -> name in theirs, for "query", "key", "value", "attention_out",
+            "attention_norm", "feed_forward_norm"; "up" and "down" where they are plain projections; with a
+            layer scale also "attention_scale", "feed_forward_scale".
     """
     made: list[Weight] = []
     for layer in range(config.depth):

@@ -106,7 +106,7 @@ class ImagePreprocessor:
     """Resize, centre crop, rescale and normalise, each as preprocessor_config.json says.
 
     Attributes:
-        shortest_edge: length of the shorter side after resizing, the other in proportion; 0 when `size` is set.
+        shortest_edge: shorter side after resizing, the other in proportion; 0 where `size` is set.
         size: height and width after resizing; () when `shortest_edge` is set or nothing is resized.
         resample: Pillow's number of the filter.
         crop: height and width cut from the centre; () for none.

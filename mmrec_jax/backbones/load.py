@@ -29,8 +29,8 @@ class Backbone:
     Attributes:
         spec: how it was named: directory, hub id or package:NAME.
         family: its family, with `model_type` and `kind`.
-        model: `model.apply({"params": params}, inputs)` gives depth + 1 hidden states [batch token width]; inputs
-            are `Tokens` for text and float pixels [batch height width channel] for images.
+        model: `model.apply({"params": params}, inputs)` gives depth + 1 hidden states [batch token width];
+            inputs are `Tokens` for text and float pixels [batch height width channel] for images.
         params: float32 arrays.
         sizes: width, depth and the rest of the transformer core.
         preprocess: texts -> token ids, or image -> pixels.
@@ -47,7 +47,7 @@ class Backbone:
 
     def hidden_states(self, inputs: Tokens | Array) -> tuple[Array, ...]:
         """Every layer's hidden states [batch token width], 0 being the embedding output."""
-        return self.model.apply({"params": self.params}, inputs)
+        return tuple(jnp.asarray(state) for state in self.model.apply({"params": self.params}, inputs))
 
 
 def load(

@@ -1,4 +1,4 @@
-"""Raw media of catalogue items to a backbone's inputs; a broken or missing medium is a reason, not the end."""
+"""Raw media of items to a backbone's inputs; a broken or missing medium is a reason, not the end."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def image_inputs(
 
 
 def inside(root: Path, path: str) -> Path:
-    """A media path of the catalogue, which must stay inside the media root; symbolic links count by their target.
+    """A media path of the catalogue, which must stay inside the root; links count by their target.
 
     Raises:
         MediaError: the path is absolute or leads outside of the root.

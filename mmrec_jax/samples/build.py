@@ -2,8 +2,9 @@
 
     python -m mmrec_jax.samples.build --source DIR --image_weights DIR [--text_weights DIR]
 
-`--source` holds `ratings_5core_multimodal.csv` (userId, movieId, rating, timestamp), `items.csv` (movieId, title,
-genres, overview) and `posters/MOVIEID.jpg`. Only derived features of posters and overviews go into the sample.
+`--source` holds `ratings_5core_multimodal.csv` (userId, movieId, rating, timestamp), `items.csv` (movieId,
+title, genres, overview) and `posters/MOVIEID.jpg`. Only derived features of posters and overviews go into the
+sample.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MODALITIES = {
     "overview": ModalityConfig(
         kind="text",
         backbone="sentence-transformers/all-MiniLM-L6-v2",
-        template="{title}. {overview}",
+        template="{title}. {genres}. {overview}",
         layers=(0, 2, 4, 6),
         pooling="mean",
         max_tokens=128,

@@ -56,7 +56,7 @@ def write_json(files: ts.KvStore, name: str, content: object) -> None:
 
 
 def create_array(files: ts.KvStore, name: str, shape: tuple[int, ...], dtype: str) -> None:
-    """Makes a zarr3 array of zeros, chunked along its first axis into files of some 4 MB; replaces one that is there."""
+    """Makes a zarr3 array of zeros in place of any other, in files of some 4 MB along its first axis."""
     row = int(np.prod(shape[1:], dtype=np.int64)) * ts.dtype(dtype).numpy_dtype.itemsize
     metadata = {
         "shape": list(shape),
@@ -78,6 +78,11 @@ def open_array(files: ts.KvStore, name: str) -> ts.TensorStore:
         StoreError: it does not exist or is damaged.
     """
     return _open(files, name, {"open": True})
+
+
+def chunk_rows(array: ts.TensorStore) -> int:
+    """How many entries of the first axis lie in one file."""
+    return array.spec().to_json()["metadata"]["chunk_grid"]["configuration"]["chunk_shape"][0]
 
 
 def _open(files: ts.KvStore, name: str, options: dict) -> ts.TensorStore:

@@ -16,6 +16,7 @@ from mmrec_jax.backbones.config import ExtractionConfig, ModalityConfig, resolve
 from mmrec_jax.backbones.encode import Head, PooledEncoder
 from mmrec_jax.backbones.load import Backbone, load
 from mmrec_jax.backbones.media import Missing, Reader, image_inputs, text_inputs
+from mmrec_jax.backbones.text import TextPreprocessor
 from mmrec_jax.errors import BackboneError, ConfigError, StoreError, StoreMismatchError
 from mmrec_jax.store.arrays import read_json, write_json
 from mmrec_jax.store.fingerprint import differences, make_fingerprint
@@ -56,10 +57,13 @@ def extract(
     config: ExtractionConfig | None = None,
     mirrors: Mapping[str, str] | None = None,
 ) -> dict[str, ModalityReport]:
-    """Makes a store hold the hidden states of every item of a catalogue; finished items are left alone.
+    """Makes a store hold the hidden states of every item of a catalogue.
 
-    Modalities that differ only in pooling and layers are read and encoded once. Items that have no readable medium
-    are marked as not present and listed, with the reason, in the report and in `extraction_report.json` in the store.
+    Finished items are left alone; those whose media failed are tried again.
+
+    Modalities that differ only in pooling and layers are read and encoded once. Items that have no readable
+    medium are marked as not present and listed, with the reason, in the report and in
+    `extraction_report.json` in the store.
 
     Args:
         modalities: name -> what it is made of.
@@ -76,7 +80,8 @@ def extract(
         ConfigError: a column is missing.
         BackboneError: a backbone cannot be loaded or is of another kind than its modality.
         StoreMismatchError: the store has a modality of that name made in another way.
-        StoreError: more media than `max_failure_share` are broken, no item has the modality, or states are not finite.
+        StoreError: more media than `max_failure_share` are broken, no item has the modality, or states are
+            not finite.
     """
     config = config or ExtractionConfig()
     if "item" not in catalogue.columns:
@@ -105,8 +110,9 @@ def _refuse_gaps(name: str, report: ModalityReport, share: float) -> None:
     if report.failed > share * report.items:
         examples = "; ".join(f"{item}: {reason}" for item, reason in list(report.reasons.items())[:3])
         raise StoreError(
-            f"modality {name}: the media of {report.failed} of {report.items} items are broken or missing, more than "
-            f"the allowed share of {share:g} ({examples}). See {REPORT} in the store; raise max_failure_share to go on"
+            f"modality {name}: the media of {report.failed} of {report.items} items are broken or missing, "
+            f"more than the allowed share of {share:g} ({examples}). See {REPORT} in the store; mend the "
+            "media and run again, or raise max_failure_share"
         )
     if report.items and not report.present:
         raise StoreError(
@@ -149,6 +155,10 @@ class _Extraction:
         seconds = time.perf_counter() - started
         return {name: self._report(name, int(waiting.sum()), seconds) for name in self.group}
 
+    def _unfinished(self, name: str) -> np.ndarray:
+        """Items to go through; failed ones too, since their media may have been mended."""
+        return np.isin(self.store.status(name)[self.rows], (PENDING, FAILED))
+
     def _encode(self, pending: dict[str, np.ndarray], waiting: np.ndarray) -> None:
         backbone = self._load()
         for name, modality in self.group.items():
@@ -173,7 +183,8 @@ class _Extraction:
         )
         if backbone.family.kind != self.any.kind:
             raise BackboneError(
-                f"{', '.join(self.group)}: {named} encodes {backbone.family.kind}, but the modality is {self.any.kind}"
+                f"{', '.join(self.group)}: {named} encodes {backbone.family.kind}, but the modality's kind "
+                f"is {self.any.kind}"
             )
         return backbone
 
@@ -185,13 +196,15 @@ class _Extraction:
         if name not in self.store.modalities:
             self.store.add_modality(name, wanted)
             return
-        have, want = asdict(self.store.modalities[name]), asdict(wanted)
-        have, want = {**have, **have.pop("fingerprint")}, {**want, **want.pop("fingerprint")}
+        stored = self.store.modalities[name]
+        have, want = {"dtype": stored.dtype, **stored.fingerprint}, {"dtype": wanted.dtype, **fingerprint}
         # A backbone may be named in another way, as long as its weights are the same.
         unequal = [key for key in want if have.get(key) != want[key] and key not in ("backbone", "revision")]
-        self._refuse(
-            name, [f"{key} is {have.get(key)!r} in the store and would be {want[key]!r}" for key in unequal]
-        )
+        found = [f"{key} is {have.get(key)!r} in the store and would be {want[key]!r}" for key in unequal]
+        # The store's own layers are written whatever the config asks for, so fewer of them will do.
+        if lacking := sorted(set(layers) - set(stored.layers)):
+            found.append(f"layers {lacking} are not among the stored layers {list(stored.layers)}")
+        self._refuse(name, found)
 
     def _check_known(self) -> None:
         for name, modality in self.group.items():
@@ -206,12 +219,13 @@ class _Extraction:
             )
 
     def _reader(self, backbone: Backbone, threads: ThreadPoolExecutor) -> Reader:
-        if self.any.kind == "text":
-            return partial(text_inputs, self.any, backbone.preprocess)
+        preprocess = backbone.preprocess
+        if isinstance(preprocess, TextPreprocessor):
+            return partial(text_inputs, self.any, preprocess)
         return partial(
             image_inputs,
             self.any,
-            backbone.preprocess,
+            preprocess,
             media_root=self.media_root,
             max_pixels=self.config.max_pixels,
             threads=threads,
@@ -265,13 +279,13 @@ class _Extraction:
 
     def _report(self, name: str, computed: int, seconds: float) -> ModalityReport:
         status = self.store.status(name)[self.rows]
-        here = set(self.catalogue["item"])
+        gone = set(self.catalogue["item"].to_numpy()[status != PRESENT])
         return ModalityReport(
             items=len(status),
             present=int((status == PRESENT).sum()),
             absent=int((status == ABSENT).sum()),
             failed=int((status == FAILED).sum()),
-            reasons={item: reason for item, reason in self._noted(name).items() if item in here},
+            reasons={item: reason for item, reason in self._noted(name).items() if item in gone},
             computed=computed,
             seconds=round(seconds, 3),
         )

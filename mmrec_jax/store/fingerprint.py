@@ -31,8 +31,8 @@ def make_fingerprint(config: ModalityConfig, backbone: Backbone) -> dict:
 def differences(config: ModalityConfig, stored: dict, stored_layers: tuple[int, ...]) -> list[str]:
     """What a config asks for and a stored modality does not have, one sentence each.
 
-    Equal backbone names of the hub are believed; local directories and packages, and any backbone of another name,
-    are compared by their weights' digest where they can be found on this machine.
+    Equal backbone names of the hub are believed; local directories and packages, and any backbone of another
+    name, are compared by their weights' digest where they can be found on this machine.
     """
     asked = {
         "kind": config.kind,
@@ -69,8 +69,8 @@ def _backbone_differences(config: ModalityConfig, stored: dict) -> list[str]:
         if same_name:
             return []
         return [
-            f"backbone is {stored['backbone']!r} in the store and {config.backbone!r} in the config, whose weights "
-            f"cannot be compared here ({error})"
+            f"backbone is {stored['backbone']!r} in the store and {config.backbone!r} in the config, whose "
+            f"weights cannot be compared here ({error})"
         ]
     if digest == stored["weights_sha256"]:
         return []

@@ -1,4 +1,4 @@
-"""The hidden-state store: pooled hidden states of a whole catalogue on disk, with presence and a fingerprint."""
+"""The hidden-state store: pooled hidden states of a catalogue on disk, with presence and fingerprint."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ from pathlib import Path
 import jax
 import ml_dtypes
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from mmrec_jax.backbones.config import ModalityConfig, resolve_layers
 from mmrec_jax.errors import StoreError, StoreMismatchError
-from mmrec_jax.store.arrays import create_array, key_value_store, open_array, read_json, write_json
+from mmrec_jax.store.arrays import (
+    chunk_rows,
+    create_array,
+    key_value_store,
+    open_array,
+    read_json,
+    write_json,
+)
 from mmrec_jax.store.fingerprint import differences
 from mmrec_jax.store.quantise import quantise
 from mmrec_jax.store.table import StateTable
@@ -47,9 +54,9 @@ class ModalityInfo:
 class HiddenStateStore:
     """A store at a local path or a gs:// URL.
 
-    Per modality it has arrays `values` [item, layer, width], `scales` [item, layer] (int8 only) and `status` [item]
-    (0 pending, 1 present, 2 absent, 3 failed). An item's status is written after its states, so that a process
-    killed at any moment leaves no half-written item that looks finished.
+    Per modality it has arrays `values` [item, layer, width], `scales` [item, layer] (int8 only) and `status`
+    [item] (0 pending, 1 present, 2 absent, 3 failed). An item's status is written after its states, so that a
+    kill leaves no half-written item that looks finished.
     """
 
     def __init__(self, location: str | Path, item_ids: Sequence[str], modalities: Mapping[str, ModalityInfo]):
@@ -81,7 +88,7 @@ class HiddenStateStore:
 
     @classmethod
     def create(cls, location: str | Path, item_ids: Sequence[str]) -> HiddenStateStore:
-        """Opens a store or makes an empty one; items that it lacks are appended, those it has keep their rows.
+        """Opens a store or makes an empty one; items that it lacks are appended, the others keep their rows.
 
         Raises:
             StoreError: item ids are empty or occur twice.
@@ -145,7 +152,7 @@ class HiddenStateStore:
         return bool((self.status(name) == PRESENT).all())
 
     def missing(self, modalities: Iterable[str], item_ids: Sequence[str]) -> dict[str, list[str]]:
-        """Per modality, the items that extraction has not been through; items and modalities unknown here included."""
+        """Per modality, the items that extraction has not been through, unknown ones included."""
         rows = self.rows(item_ids)
         result = {}
         for name in modalities:
@@ -154,7 +161,7 @@ class HiddenStateStore:
                 pending |= self.status(name)[np.maximum(rows, 0)] == PENDING
             else:
                 pending[:] = True
-            result[name] = [item_ids[i] for i in np.flatnonzero(pending)]
+            result[name] = [item_ids[int(i)] for i in np.flatnonzero(pending)]
         return result
 
     def check(self, modalities: Mapping[str, ModalityConfig]) -> None:
@@ -191,16 +198,16 @@ class HiddenStateStore:
         rows = self.rows(item_ids)
         if (unknown := np.flatnonzero(rows < 0)).size:
             raise StoreError(
-                f"store {self.location} lacks {unknown.size} items of the catalogue: {self._some(unknown, item_ids)}: "
-                "run --mode=extract"
+                f"store {self.location} lacks {unknown.size} items of the catalogue: "
+                f"{self._some(unknown, item_ids)}: run --mode=extract"
             )
         values, scales, present = {}, {}, {}
         for name, layers in modalities.items():
             status = self.status(name)[rows]
             if (pending := np.flatnonzero(status == PENDING)).size:
                 raise StoreError(
-                    f"modality {name} is not extracted for {pending.size} items: {self._some(pending, item_ids)}: "
-                    "run --mode=extract"
+                    f"modality {name} is not extracted for {pending.size} items: "
+                    f"{self._some(pending, item_ids)}: run --mode=extract"
                 )
             selected = self._layer_positions(name, layers)
             values[name] = self._load(name, "values", rows, selected)
@@ -220,14 +227,14 @@ class HiddenStateStore:
         return [info.layers.index(layer) for layer in wanted]
 
     def _load(self, name: str, kind: str, rows: np.ndarray, layers: list[int]) -> tuple[jax.Array, ...]:
-        """One array a layer, read chunk by chunk straight into what the device uses (on CPU without a copy)."""
+        """One array a layer, read chunk by chunk into what the device uses (on CPU without a copy)."""
         source = open_array(self.files, f"{name}/{kind}")
         shape = (len(rows) + 1, *source.shape[2:])
         targets = [_aligned_zeros(shape, source.dtype.numpy_dtype) for _ in layers]
         # Store row -> table row; 0 for store rows that the catalogue lacks.
         places = np.zeros(source.shape[0], np.int64)
         places[rows] = np.arange(1, len(rows) + 1)
-        step = source.chunk_layout.read_chunk.shape[0]
+        step = chunk_rows(source)
         starts = [s for s in range(0, source.shape[0], step) if places[s : s + step].any()]
         reads = [source[start : min(start + step, source.shape[0])].read for start in starts]
         ahead = deque(read() for read in reads[:_READ_AHEAD])
@@ -262,7 +269,7 @@ class HiddenStateStore:
         array[rows].write(values).result()
 
     def _append(self, added: list[str]) -> None:
-        # The arrays grow before the list of items: killed in between, the surplus rows are simply not used yet.
+        # The arrays grow before the list of items: killed in between, the surplus rows are not used yet.
         total = len(self.item_ids) + len(added)
         for name, info in self.modalities.items():
             for kind in ("values", "status", *(("scales",) if info.dtype == "int8" else ())):
@@ -281,7 +288,8 @@ class HiddenStateStore:
     def _known(self, name: str) -> str:
         if name not in self.modalities:
             raise StoreError(
-                f"store {self.location} has no modality {name!r}; it has {', '.join(self.modalities) or 'none'}"
+                f"store {self.location} has no modality {name!r}; it has "
+                f"{', '.join(self.modalities) or 'none'}"
             )
         return name
 
@@ -292,7 +300,7 @@ class HiddenStateStore:
 
 
 def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Zeros at an address that JAX on CPU takes over as it is (a page boundary), so that no second copy is made."""
+    """Zeros on a page boundary, which JAX on CPU takes over as they are instead of copying."""
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     raw = np.zeros(size + 4096, np.uint8)
     start = -raw.ctypes.data % 4096

@@ -14,12 +14,12 @@ from mmrec_jax.types import HiddenStates
 class StateTable:
     """Pooled hidden states of all items, in catalogue order after the padding row 0. A pytree.
 
-    Each layer is an array of its own: a side block reads one layer, and XLA's CPU backend is twice as fast on whole
-    arrays as on slices of a stacked one.
+    Each layer is an array of its own: a side block reads one layer, and XLA's CPU backend is twice as fast
+    on whole arrays as on slices of a stacked one.
 
     Attributes:
-        values: modality -> one array a selected layer in the store's type; int8 ones are multiplied by their scale
-            when read.
+        values: modality -> one array a selected layer in the store's type; int8 ones are multiplied by their
+            scale when read.
         scales: modality -> scale of each vector, one array a layer; only int8 modalities have an entry.
         present: modality -> whether the item has it; False for row 0.
         complete: whether every item (row 0 aside) has every modality.

@@ -1,7 +1,7 @@
 """BERT (arXiv 1810.04805) and MiniLM in its layout: post-norm text encoders with learned positions.
 
-Hidden state 0 is the normalised sum of word, position and type embeddings; state k is what block k gives, after its
-last normalisation, so that state `depth` is transformers' last_hidden_state.
+Hidden state 0 is the normalised sum of word, position and type embeddings; state k is what block k gives,
+after its last normalisation, so that state `depth` is transformers' last_hidden_state.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class VisionTransformer(nn.Module):
 
 
 def patch_kernel(tensor: np.ndarray) -> np.ndarray:
-    """A convolution's [out, channel, height, width] as a projection of flattened patches [height*width*channel, out]."""
+    """A convolution's [out, channel, height, width] as [height * width * channel, out], for flat patches."""
     return np.ascontiguousarray(tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0]))
 
 
