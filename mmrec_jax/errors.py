@@ -43,3 +43,7 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """Training that cannot go on (a loss or gradient that is not finite, a full disk)."""
+
+
+class EvaluationError(UserError):
+    """An evaluation whose scores are not finite, or a comparison of models on different examples."""

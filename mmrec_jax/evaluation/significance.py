@@ -1,0 +1,92 @@
+"""Bootstrap over users: confidence intervals of one model's metrics, and of the difference of two models.
+
+Users are resampled with replacement. Metrics depend on a user only through the cell of `gain_table` that the
+rank falls in, so a resample is drawn as a multinomial count of the cells (of pairs of cells for two models),
+which has the same distribution as an index per user and a cost that does not grow with the number of users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int
+
+from mmrec_jax.evaluation.metrics import gain_table, metric_names, rank_cells
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A percentile bootstrap interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much larger a metric of the first model is than the second's, on the same examples.
+
+    Attributes:
+        mean: the difference itself.
+        low, high: its confidence interval.
+        p_value: two-sided: twice the share of resamples on the rarer side of 0 (0 itself counts on both
+            sides), with one added to share and resamples so that it is never 0, and at most 1.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+
+
+def intervals(
+    ranks: Int[np.ndarray, " example"],
+    ks: Sequence[int],
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """An interval of every metric at every cut-off."""
+    means = _resampled_means(rank_cells(ranks, ks), gain_table(ks), resamples, seed)
+    low, high = _percentiles(means, confidence)
+    return {
+        name: Interval(a, b) for name, a, b in zip(metric_names(ks), low.tolist(), high.tolist(), strict=True)
+    }
+
+
+def differences(
+    first: Int[np.ndarray, " example"],
+    second: Int[np.ndarray, " example"],
+    ks: Sequence[int],
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Difference]:
+    """Paired differences of every metric, from two models' ranks of the same examples in the same order."""
+    table = gain_table(ks)
+    cells = len(table)
+    gains = (table[:, None] - table[None]).reshape(cells * cells, -1)
+    pairs = rank_cells(first, ks) * cells + rank_cells(second, ks)
+    means = _resampled_means(pairs, gains, resamples, seed)
+    low, high = _percentiles(means, confidence)
+    observed = np.bincount(pairs, minlength=len(gains)) @ gains / len(pairs)
+    rarer = np.minimum((means <= 0).sum(axis=0), (means >= 0).sum(axis=0))
+    p_values = np.minimum(2 * (rarer + 1) / (resamples + 1), 1)
+    columns = (observed.tolist(), low.tolist(), high.tolist(), p_values.tolist())
+    return {name: Difference(*values) for name, *values in zip(metric_names(ks), *columns, strict=True)}
+
+
+def _resampled_means(
+    cells: Int[np.ndarray, " example"], gains: Float64[np.ndarray, "cell metric"], resamples: int, seed: int
+) -> Float64[np.ndarray, "resample metric"]:
+    occurring, counts = np.unique(cells, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(cells), counts / len(cells), size=resamples)
+    return drawn @ gains[occurring] / len(cells)
+
+
+def _percentiles(means: Float64[np.ndarray, "resample metric"], confidence: float) -> np.ndarray:
+    return np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
