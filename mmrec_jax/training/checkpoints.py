@@ -9,6 +9,7 @@ at once, so there is no moment at which best and last disagree. Frozen weights a
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -86,7 +87,7 @@ class Checkpoints:
             item_names=("params", "average", "state", "manifest"),
             options=ocp.CheckpointManagerOptions(
                 step_prefix=_STEP,
-                read_only=read_only,
+                create=not read_only,
                 enable_async_checkpointing=False,
                 save_root_metadata=False,
                 lightweight_initialize=True,
@@ -137,6 +138,9 @@ class Checkpoints:
         self._remove_superseded(self.steps()[: self._keep])
 
     def _write(self, step: int, trees: Mapping[str, Any], body: dict) -> None:
+        # Asked first because Orbax, meeting a full disk, fills the terminal with the tracebacks of its threads.
+        if shutil.disk_usage(self.directory).free < _bytes_on_disk(trees):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory))
         args = {name: self._ocp.args.StandardSave(tree) for name, tree in trees.items()}
         self._manager.save(
             step, args=self._ocp.args.Composite(manifest=self._ocp.args.JsonSave(body), **args), force=True
@@ -182,14 +186,14 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
 
     def _disk_full(self, step: int, trees: Mapping[str, Any]) -> TrainingError:
-        need = sum(leaf.nbytes for leaf in jax.tree.leaves(trees)) / 2**20
+        need = _bytes_on_disk(trees) / 2**20
         free = shutil.disk_usage(self.directory).free / 2**20
         steps = self.steps()
         kept = f"The checkpoint of step {steps[0]} is intact" if steps else "There is no earlier checkpoint"
         return TrainingError(
             f"The disk is full: the checkpoint of step {step} needs about {need:.1f} MiB in "
             f"{self.directory}, where {free:.1f} MiB are free. {kept}: free some space (at least "
-            f"{2 * need:.1f} MiB, or raise the quota) and start the same command again; it goes on from there "
+            f"{2 * need:.1f} MiB, or raise the quota) and start the same command again; it goes on from it "
             "and ends as if nothing had happened."
         )
 
@@ -278,6 +282,11 @@ def out_of_space(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _bytes_on_disk(trees: Mapping[str, Any]) -> int:
+    """Room that a checkpoint takes at most: its arrays, and a kilobyte for the description of each."""
+    return sum(leaf.nbytes + 1024 for leaf in jax.tree.leaves(trees)) + 2**16
 
 
 def _first_line(error: Exception) -> str:

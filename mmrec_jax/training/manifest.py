@@ -115,5 +115,5 @@ def check(manifest: Mapping, run: Mapping | None, params: Any | None, where: str
         raise CheckpointError(
             f"{where} is of something else than what is asked for:\n  "
             + "\n  ".join(shown)
-            + "\nChange the config back or choose another --workdir; to begin with its parameters: warm_start."
+            + "\nChange the config back or choose another --workdir; to begin with its parameters: warm_start()"
         )
