@@ -1,0 +1,38 @@
+"""CROSSAN on the embedded MovieLens sample: overviews (MiniLM) and posters (DINOv2-small), cached states in int8.
+
+    python -m mmrec_jax.main --config=configs/crossan.py
+
+Arguments: `configs/crossan.py:smoke` runs two epochs of a shrunken model, to see that everything works.
+"""
+
+from mmrec_jax.config import base, modality
+
+
+def get_config(argument: str = ""):
+    """The config; `argument` is "" or "smoke"."""
+    config = base("crossan")
+    config.data.source = "sample:movielens_small"
+    config.modalities.overview = modality(
+        kind="text",
+        backbone="sentence-transformers/all-MiniLM-L6-v2",
+        template="{title}. {overview}",
+        layers=(0, 2, 4, 6),
+        pooling="mean",
+    )
+    config.modalities.poster = modality(
+        kind="image",
+        backbone="facebook/dinov2-small",
+        path_template="posters/{item}.jpg",
+        layers=(0, 4, 8, 12),
+        pooling="cls",
+    )
+    config.model.length = 50
+    config.baselines = ("popularity", "sasrec")
+    if argument == "smoke":
+        config.name = "crossan_smoke"
+        config.training.epochs = 2
+        config.model.bottleneck = 8
+        config.model.length = 10
+    elif argument:
+        raise ValueError(f"configs/crossan.py:{argument}: the only argument is smoke")
+    return config

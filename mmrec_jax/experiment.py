@@ -1,0 +1,195 @@
+"""From a config to the parts of a run: prepared data, state table, task, training stream."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmrec_jax.config import RunConfig, to_json
+from mmrec_jax.errors import MissingModalityError
+
+if TYPE_CHECKING:
+    from mmrec_jax.data.batches import TrainingStream
+    from mmrec_jax.data.prepared import PreparedData
+    from mmrec_jax.store.store import HiddenStateStore
+    from mmrec_jax.store.table import StateTable
+    from mmrec_jax.training.sequential import SequentialFrozen, SequentialRecommendation
+
+
+def source_directory(config: RunConfig) -> Path:
+    """Where the raw data lies; samples come with the package."""
+    from mmrec_jax.data.layouts import locate
+
+    return locate(config.data).interactions.parent
+
+
+def store_location(config: RunConfig, workdir: Path) -> str:
+    """Where the hidden states are kept: as configured, else beside a sample, else in the workdir."""
+    if config.store:
+        return config.store
+    if config.data.source.startswith("sample:"):
+        return str(source_directory(config) / "store")
+    return str(workdir / "store")
+
+
+def prepare_data(config: RunConfig, workdir: Path) -> PreparedData:
+    """The checked, filtered and split data, made on the first call and opened later."""
+    from mmrec_jax.data import prepare
+
+    return prepare(config.data, workdir / "data")
+
+
+def ensure_states(config: RunConfig, prepared: PreparedData, workdir: Path) -> HiddenStateStore:
+    """A store that holds every item's states as the config asks for them; extracts what it lacks.
+
+    Raises:
+        StoreMismatchError: the store was made with other settings.
+    """
+    from mmrec_jax.store import HiddenStateStore, extract
+    from mmrec_jax.store.arrays import key_value_store, read_json
+
+    location = store_location(config, workdir)
+    item_ids = [str(item) for item in prepared.item_ids[1:]]
+    if read_json(key_value_store(location), "store.json") is not None:
+        store = HiddenStateStore.open(location)
+        known = {name: part for name, part in config.modalities.items() if name in store.modalities}
+        store.check(known)
+        if not any(store.missing(config.modalities, item_ids).values()):
+            return store
+    extract(config.modalities, prepared.catalogue, source_directory(config), location, config.extraction)
+    return HiddenStateStore.open(location)
+
+
+def load_table(config: RunConfig, prepared: PreparedData, store: HiddenStateStore) -> StateTable:
+    """States of the whole catalogue in memory.
+
+    Raises:
+        MissingModalityError: items that have none of the modalities.
+    """
+    wanted = {name: part.layers for name, part in config.modalities.items()}
+    table = store.table(wanted, [str(item) for item in prepared.item_ids[1:]])
+    none = ~np.any([np.asarray(mask) for mask in table.present.values()], axis=0)
+    none[0] = False
+    if none.any():
+        items = ", ".join(str(item) for item in prepared.item_ids[none][:10])
+        raise MissingModalityError(
+            f"{int(none.sum())} items have none of the modalities {', '.join(wanted)}: {items}"
+            f"{', ...' if none.sum() > 10 else ''}. Give them a medium, add a modality that they have, or take them "
+            "out of the catalogue."
+        )
+    return table
+
+
+def build_task(config: RunConfig, table: StateTable | None, rows: int) -> SequentialRecommendation:
+    """The task of a config.
+
+    Args:
+        config: of the run.
+        table: hidden states; None for systems by id.
+        rows: catalogue rows, padding included.
+    """
+    from mmrec_jax.sequence import SasRecConfig
+    from mmrec_jax.systems.crossan import Crossan, CrossanConfig
+    from mmrec_jax.systems.id_table import IdTable
+    from mmrec_jax.training.sequential import ContentItems, IdItems, SequentialRecommendation
+
+    user = SasRecConfig(
+        width=config.model.width,
+        length=config.model.length,
+        blocks=config.user.blocks,
+        heads=config.user.heads,
+        dropout=config.user.dropout,
+    )
+    items: ContentItems | IdItems
+    if table is None:
+        items = IdItems(IdTable(rows, config.model.width))
+    else:
+        items = ContentItems(
+            Crossan(CrossanConfig(_towers(config, table), config.fusion, config.model.width))
+        )
+    return SequentialRecommendation(
+        items, user, config.objective, config.scoring, tuple(config.modalities), config.training.compute_dtype
+    )
+
+
+def _towers(config: RunConfig, table: StateTable):
+    from mmrec_jax.adapters import TowerConfig, TowerSpec
+
+    bottlenecks = dict(config.model.bottlenecks)
+    return TowerConfig(
+        modalities=tuple(
+            TowerSpec(
+                name,
+                width=table.values[name][0].shape[-1],
+                layers=len(table.values[name]),
+                bottleneck=bottlenecks.get(name, config.model.bottleneck),
+            )
+            for name in config.modalities
+        ),
+        cross_source=config.model.cross_source,
+        gate=config.model.gate,
+        shared_gates=config.model.shared_gates,
+        temperature=config.model.gate_temperature,
+        activation=config.model.activation,
+    )
+
+
+def frozen_inputs(table: StateTable | None, prepared: PreparedData) -> SequentialFrozen:
+    """What the task reads and never trains."""
+    from mmrec_jax.objectives import log_popularity
+    from mmrec_jax.training.sequential import SequentialFrozen
+
+    return SequentialFrozen(table, log_popularity(prepared.popularity))
+
+
+def training_stream(config: RunConfig, prepared: PreparedData) -> TrainingStream:
+    """Batches of this process."""
+    from mmrec_jax.data import training_batches
+
+    return training_batches(
+        prepared,
+        batch_size=config.training.batch_size,
+        length=config.model.length,
+        window=config.model.window,
+        seed=config.training.seed,
+    )
+
+
+def description(config: RunConfig, prepared: PreparedData, store: HiddenStateStore | None) -> dict[str, Any]:
+    """What a checkpoint is of, kept in its manifest; all but `info` must agree when it is used again."""
+    modalities = {}
+    if store is not None:
+        for name, part in config.modalities.items():
+            info = store.modalities[name]
+            modalities[name] = {
+                "width": info.width,
+                "layers": list(part.layers),
+                "pooling": info.pooling,
+                "weights_sha256": info.fingerprint.get("weights_sha256", ""),
+            }
+    as_json = to_json(config)
+    parts = ("model", "fusion", "user", "scoring", "objective")
+    return {
+        "system": config.model.system,
+        "modalities": modalities,
+        "data": prepared.fingerprint,
+        **{part: as_json[part] for part in parts},
+        "info": {"config": as_json},
+    }
+
+
+def id_baseline(config: RunConfig) -> RunConfig:
+    """The same run with a table of ids in place of the content encoder: the ID-only SASRec to compare with."""
+    return replace(
+        config,
+        name=f"{config.name}_sasrec",
+        modalities={},
+        model=replace(config.model, system="sasrec", bottlenecks=()),
+        training=replace(config.training, groups=()),
+        baselines=(),
+        warm_start="",
+        store="",
+    )

@@ -1,0 +1,10 @@
+"""One function a mode of the command line."""
+
+from mmrec_jax.modes.evaluate import evaluate
+from mmrec_jax.modes.extract import extract
+from mmrec_jax.modes.inspect import inspect
+from mmrec_jax.modes.recommend import recommend
+from mmrec_jax.modes.run import Run, open_run
+from mmrec_jax.modes.train import train
+
+__all__ = ["Run", "evaluate", "extract", "inspect", "open_run", "recommend", "train"]
