@@ -54,9 +54,7 @@ def read_histories(path: str | Path) -> dict[str, list[str]]:
     ]
     if len(set(names)) != len(names):
         distinct, counts = np.unique(names, return_counts=True)
-        raise DataError(
-            f"{path}: several histories of {_some(distinct[counts > 1].tolist())}: keep one for each"
-        )
+        raise DataError(f"{path}: several histories of {_some(distinct[counts > 1].tolist())}: keep one for each")
     histories = [_items(entry, path, number) for number, entry in enumerate(entries)]
     return dict(zip(names, histories, strict=True))
 
@@ -144,9 +142,7 @@ def recommendations(
     """
     rows = items.reshape(-1).astype(np.int64)
     columns = {
-        "query": pl.Series(queries, dtype=pl.String).gather(
-            np.repeat(np.arange(len(queries)), items.shape[1])
-        ),
+        "query": pl.Series(queries, dtype=pl.String).gather(np.repeat(np.arange(len(queries)), items.shape[1])),
         "rank": np.tile(np.arange(1, items.shape[1] + 1, dtype=np.int32), len(queries)),
         "item": pl.Series(list(item_ids), dtype=pl.String).gather(rows),
         "title": pl.Series(list(titles), dtype=pl.String).gather(rows),
@@ -213,8 +209,8 @@ def _items(entry: Any, path: Path, number: int) -> list[str]:
     items = entry.get("items") if isinstance(entry, dict) else entry
     if not isinstance(items, list) or not items or not set(map(type, items)) <= {str, int}:
         raise DataError(
-            f"{path} entry {number}: a history is a list of at least one item id, or an object with such a list "
-            f"as 'items'; found {json.dumps(entry, default=str)[:80]}"
+            f"{path} entry {number}: a history is a list of at least one item id, or an object with such a "
+            f"list as 'items'; found {json.dumps(entry, default=str)[:80]}"
         )
     return list(map(str, items))
 
