@@ -58,12 +58,14 @@ def write_json(files: ts.KvStore, name: str, content: object) -> None:
 def create_array(files: ts.KvStore, name: str, shape: tuple[int, ...], dtype: str) -> None:
     """Makes a zarr3 array of zeros in place of any other, in files of some 4 MB along its first axis."""
     row = int(np.prod(shape[1:], dtype=np.int64)) * ts.dtype(dtype).numpy_dtype.itemsize
+    # As many files as the size asks for, of equal length: a file is always as large as its full chunk.
+    files_needed = max(1, -(-shape[0] * row // CHUNK_BYTES))
     metadata = {
         "shape": list(shape),
         "data_type": dtype,
         "chunk_grid": {
             "name": "regular",
-            "configuration": {"chunk_shape": [max(1, CHUNK_BYTES // row), *shape[1:]]},
+            "configuration": {"chunk_shape": [max(1, -(-shape[0] // files_needed)), *shape[1:]]},
         },
         "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, *CODECS.get(dtype, [])],
         "fill_value": 0,
