@@ -84,9 +84,7 @@ def main() -> None:
     multiply = jax.jit(jnp.matmul)
     candidates: dict[str, Callable[[], object]] = {
         f"float32 product {SIZE}^3": lambda: multiply(square, square).block_until_ready(),
-        "scores and their maxima only": lambda: jax.block_until_ready(
-            [product(b, item_vectors) for b in blocks]
-        ),
+        "scores and their maxima only": lambda: jax.block_until_ready([product(b, item_vectors) for b in blocks]),
         "exact ranks": lambda: ranking(0),
         f"exact ranks and top-{args.k} lists": lambda: ranking(args.k),
         "whole evaluation": lambda: evaluate(
@@ -113,9 +111,7 @@ def main() -> None:
     print(f"float32 matrix products: {rate / 1e9:.0f} GFLOP/s, so all scores need {floor:.3f} s")
     for name, values in seconds.items():
         median = float(np.median(values))
-        print(
-            f"{name:32s} {median:7.3f} s, best {min(values):.3f} s; {median / floor:5.1f} x the flops' time"
-        )
+        print(f"{name:32s} {median:7.3f} s, best {min(values):.3f} s; {median / floor:5.1f} x the flops' time")
     print(f"ranks equal to the peer's: {100 * agree:.2f}% (others: rounding of the scores)")
 
 

@@ -44,9 +44,7 @@ class UserBlock:
     pair_items: Int32[np.ndarray, "inner pair"]
 
 
-def scores_of(
-    users: Float[Array, "user width"], items: Float[Array, "row width"]
-) -> Float[Array, "user row"]:
+def scores_of(users: Float[Array, "user width"], items: Float[Array, "row width"]) -> Float[Array, "user row"]:
     """Dot products in float32 on every device."""
     return jnp.matmul(users, items.T, precision=jax.lax.Precision.HIGHEST)
 

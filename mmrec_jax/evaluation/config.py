@@ -41,13 +41,9 @@ class EvaluationConfig:
         if not self.ks or any(k < 1 for k in self.ks):
             raise ConfigError(f"evaluation.ks = {self.ks}: name at least one cut-off, each 1 or more")
         if list(self.length_edges) != sorted(set(self.length_edges)) or any(e < 1 for e in self.length_edges):
-            raise ConfigError(
-                f"evaluation.length_edges = {self.length_edges}: must be positive and increasing"
-            )
+            raise ConfigError(f"evaluation.length_edges = {self.length_edges}: must be positive and increasing")
         if self.bootstrap < 0:
-            raise ConfigError(
-                f"evaluation.bootstrap = {self.bootstrap}: a number of resamples, or 0 for none"
-            )
+            raise ConfigError(f"evaluation.bootstrap = {self.bootstrap}: a number of resamples, or 0 for none")
         if not 0 < self.confidence < 1:
             raise ConfigError(f"evaluation.confidence = {self.confidence}: must lie between 0 and 1")
         if self.user_block < 1:

@@ -110,9 +110,7 @@ def evaluate(
     values = metrics(ranks, config.ks) | list_metrics
     spans = {}
     if config.bootstrap:
-        spans = intervals(
-            ranks, config.ks, resamples=config.bootstrap, confidence=config.confidence, seed=config.seed
-        )
+        spans = intervals(ranks, config.ks, resamples=config.bootstrap, confidence=config.confidence, seed=config.seed)
     groups = {}
     if config.slices:
         slicings = [

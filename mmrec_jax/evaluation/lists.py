@@ -37,7 +37,6 @@ class ListStatistics:
         """
         coverage = {f"Coverage@{k}": float(np.mean(self._best_place[1:] < k)) for k in ks}
         popularity = {
-            f"Popularity@{k}": float(self._interactions[:k].sum() / max(self._listed[:k].sum(), 1))
-            for k in ks
+            f"Popularity@{k}": float(self._interactions[:k].sum() / max(self._listed[:k].sum(), 1)) for k in ks
         }
         return coverage | popularity

@@ -76,9 +76,7 @@ def ranked_blocks(
     for block in user_blocks(vectors_of, len(targets), item_vectors, seen, user_block):
         held_out = np.zeros(len(block.vectors), np.int32)
         held_out[: block.count] = targets[block.start : block.start + block.count]
-        counted, items = _rank_block(
-            block.vectors, item_vectors, held_out, block.pair_rows, block.pair_items, k=k
-        )
+        counted, items = _rank_block(block.vectors, item_vectors, held_out, block.pair_rows, block.pair_items, k=k)
         yield RankedBlock(block.start, np.asarray(counted)[: block.count], np.asarray(items)[: block.count])
 
 

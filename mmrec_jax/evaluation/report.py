@@ -12,25 +12,20 @@ from mmrec_jax.evaluation.significance import Difference
 SHOWN = ("HR", "NDCG", "MRR")
 
 
-def table(
-    results: Mapping[str, EvaluationResult], *, title: str = "", metrics: Sequence[str] = SHOWN
-) -> Table:
-    """Models down, metrics across, in percent; a value's interval, if there is one, stands below it."""
-    names = _names(results, metrics)
+def table(results: Mapping[str, EvaluationResult], *, title: str = "", metrics: Sequence[str] = SHOWN) -> Table:
+    """Metrics down, models across, in percent; a value's interval, if there is one, in brackets."""
     grid = Table(title=title or None)
-    grid.add_column("model")
-    for name in names:
-        grid.add_column(name, justify="right")
-    for model, result in results.items():
-        grid.add_row(model, *(_cell(result, name, "\n") for name in names))
+    grid.add_column("metric")
+    for model in results:
+        grid.add_column(model, justify="right")
+    for row in _metric_rows(results, metrics):
+        grid.add_row(*row)
     return grid
 
 
 def markdown(results: Mapping[str, EvaluationResult], *, metrics: Sequence[str] = SHOWN) -> str:
     """The same as a Markdown table."""
-    names = _names(results, metrics)
-    rows = [[model, *(_cell(result, name, " ") for name in names)] for model, result in results.items()]
-    return _markdown(["model", *names], rows)
+    return _markdown(["metric", *results], _metric_rows(results, metrics))
 
 
 def slice_table(results: Mapping[str, EvaluationResult], metric: str | None = None) -> Table:
@@ -52,9 +47,7 @@ def slice_markdown(results: Mapping[str, EvaluationResult], metric: str | None =
     return _markdown(["by", "slice", "examples", *results], rows)
 
 
-def difference_table(
-    found: Mapping[str, Difference], *, title: str = "", metrics: Sequence[str] = SHOWN
-) -> Table:
+def difference_table(found: Mapping[str, Difference], *, title: str = "", metrics: Sequence[str] = SHOWN) -> Table:
     """Paired differences in percentage points, with intervals and p-values."""
     grid = Table(title=title or None)
     for heading in ("metric", "difference", "interval", "p"):
@@ -66,17 +59,18 @@ def difference_table(
     return grid
 
 
-def _names(results: Mapping[str, EvaluationResult], metrics: Sequence[str]) -> list[str]:
-    """Metrics by cut-off: everything @10 before everything @20."""
+def _metric_rows(results: Mapping[str, EvaluationResult], metrics: Sequence[str]) -> list[list[str]]:
+    """By cut-off: everything @10 before everything @20."""
     ks = sorted({k for result in results.values() for k in result.config.ks})
-    return [f"{metric}@{k}" for k in ks for metric in metrics]
+    names = [f"{metric}@{k}" for k in ks for metric in metrics]
+    return [[name, *(_cell(result, name) for result in results.values())] for name in names]
 
 
 def _default_metric(results: Mapping[str, EvaluationResult]) -> str:
     return f"NDCG@{next(iter(results.values())).config.ks[0]}"
 
 
-def _cell(result: EvaluationResult, name: str, separator: str) -> str:
+def _cell(result: EvaluationResult, name: str) -> str:
     if name not in result.metrics:
         return ""
     value = result.metrics[name]
@@ -85,17 +79,22 @@ def _cell(result: EvaluationResult, name: str, separator: str) -> str:
     if name not in result.intervals:
         return f"{100 * value:.2f}"
     span = result.intervals[name]
-    return f"{100 * value:.2f}{separator}({100 * span.low:.2f}-{100 * span.high:.2f})"
+    return f"{100 * value:.2f} ({100 * span.low:.2f}-{100 * span.high:.2f})"
 
 
 def _slice_rows(results: Mapping[str, EvaluationResult], metric: str) -> list[list[str]]:
-    first = next(iter(results.values()))
+    """One row a slice that any result has; empty where a result was not sliced so."""
+    counts = {
+        (title, name): group["count"]
+        for result in results.values()
+        for title, groups in result.slices.items()
+        for name, group in groups.items()
+    }
     rows = []
-    for title, groups in first.slices.items():
-        for name, group in groups.items():
-            values = [result.slices[title][name].get(metric) for result in results.values()]
-            cells = ["" if value is None else f"{100 * value:.2f}" for value in values]
-            rows.append([title, name, f"{group['count']:,}", *cells])
+    for (title, name), count in counts.items():
+        values = [result.slices.get(title, {}).get(name, {}).get(metric) for result in results.values()]
+        cells = ["" if value is None else f"{100 * value:.2f}" for value in values]
+        rows.append([title, name, f"{count:,}", *cells])
     return rows
 
 

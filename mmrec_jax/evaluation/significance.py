@@ -52,9 +52,7 @@ def intervals(
     """An interval of every metric at every cut-off."""
     means = _resampled_means(rank_cells(ranks, ks), gain_table(ks), resamples, seed)
     low, high = _percentiles(means, confidence)
-    return {
-        name: Interval(a, b) for name, a, b in zip(metric_names(ks), low.tolist(), high.tolist(), strict=True)
-    }
+    return {name: Interval(a, b) for name, a, b in zip(metric_names(ks), low.tolist(), high.tolist(), strict=True)}
 
 
 def differences(

@@ -29,10 +29,7 @@ class Slicing:
         """Each group's metrics and its "count"; a group without examples has the count only."""
         counts = np.bincount(self.groups, minlength=len(self.names)).tolist()
         values = grouped_metrics(ranks, self.groups, len(self.names), ks)
-        return {
-            name: {"count": count, **group}
-            for name, count, group in zip(self.names, counts, values, strict=True)
-        }
+        return {name: {"count": count, **group} for name, count, group in zip(self.names, counts, values, strict=True)}
 
 
 def by_popularity(popularity: Int[np.ndarray, " row"], targets: Int[np.ndarray, " example"]) -> Slicing:
@@ -56,18 +53,14 @@ def by_history_length(lengths: Int[np.ndarray, " example"], edges: Sequence[int]
     return Slicing("history length", tuple(names), np.searchsorted(edges, lengths, side="right"))
 
 
-def by_modalities(
-    present: Mapping[str, Bool[np.ndarray, " row"]], targets: Int[np.ndarray, " example"]
-) -> Slicing:
+def by_modalities(present: Mapping[str, Bool[np.ndarray, " row"]], targets: Int[np.ndarray, " example"]) -> Slicing:
     """By the modalities that the held-out item has, named like "image+text"; only patterns that occur."""
     names = sorted(present)
     if len(names) > 62:
         raise ValueError(f"{len(names)} modalities: patterns of more than 62 are not told apart")
     codes = sum(np.asarray(present[name])[targets].astype(np.int64) << i for i, name in enumerate(names))
     patterns, groups = np.unique(codes, return_inverse=True)
-    labels = [
-        "+".join(n for i, n in enumerate(names) if code >> i & 1) or "none" for code in patterns.tolist()
-    ]
+    labels = ["+".join(n for i, n in enumerate(names) if code >> i & 1) or "none" for code in patterns.tolist()]
     return Slicing("modalities", tuple(labels), groups)
 
 

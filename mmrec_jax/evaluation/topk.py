@@ -19,9 +19,7 @@ def check_k(k: int, num_items: int) -> None:
     if k < 1:
         raise ConfigError(f"k = {k}: a list has at least one item")
     if k > num_items:
-        raise ConfigError(
-            f"k = {k} is larger than the catalogue of {num_items} items: choose k <= {num_items}"
-        )
+        raise ConfigError(f"k = {k} is larger than the catalogue of {num_items} items: choose k <= {num_items}")
 
 
 def masked_top_k(

@@ -13,9 +13,9 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float
 
-from mmrec_jax.data.ragged import Ragged
 from mmrec_jax.errors import ConfigError, DataError, MissingModalityError, UnknownItemError
 from mmrec_jax.evaluation.topk import check_k, top_items
+from mmrec_jax.serving.recommendations import catalogue_rows, recommendations, user_histories
 
 if TYPE_CHECKING:
     from mmrec_jax.modes.run import Run
@@ -108,27 +108,25 @@ class Recommender:
         if (histories is None) == (users is None):
             raise ConfigError("recommend takes either histories or users.")
         check_k(k, len(self.item_ids) - 1)
-        if users is not None:
-            named = {str(user): self._run.data.history(str(user)) for user in users}
-            self.skipped = 0
+        if histories is not None:
+            given = histories if isinstance(histories, Mapping) else {str(i): h for i, h in enumerate(histories)}
+            policy = on_unknown_item or self._run.config.on_unknown_item
+            ragged, self.skipped = catalogue_rows(given, self._rows, policy)
+            queries = list(given)
         else:
-            assert histories is not None
-            given = (
-                histories if isinstance(histories, Mapping) else {str(i): h for i, h in enumerate(histories)}
-            )
-            named = self._rows_of(given, on_unknown_item or self._run.config.on_unknown_item)
-        ragged = Ragged.of_lengths(
-            np.concatenate(list(named.values())).astype(np.int32), np.array([len(h) for h in named.values()])
-        )
+            assert users is not None
+            ragged, self.skipped = user_histories(self._run.data, users), 0
+            queries = [str(user) for user in users]
         length = self._run.config.model.length
         items, scores = top_items(
             lambda numbers: self._scorer.user_vectors(ragged.last(np.asarray(numbers), length)),
-            len(named),
+            len(queries),
             self._scorer.item_vectors(),
             k,
             seen=ragged if exclude_seen else None,
         )
-        return self._frame(list(named), items, scores)
+        weights = {} if self._weights is None else dict(zip(self.modalities, self._weights.T, strict=True))
+        return recommendations(queries, items, scores, item_ids=self.item_ids, titles=self._titles, weights=weights)
 
     def embed_items(self, items: Iterable[str] | None = None) -> Float[np.ndarray, "item width"]:
         """Vectors of items to score with; all of the catalogue in row order where none are named.
@@ -151,9 +149,7 @@ class Recommender:
             ConfigError: the model has no modalities to explain by.
         """
         if self._weights is None:
-            raise ConfigError(
-                f"{self._run.config.name} knows items by id only: there is nothing to explain by."
-            )
+            raise ConfigError(f"{self._run.config.name} knows items by id only: there is nothing to explain by.")
         records = []
         for row in self._known(items):
             for column, name in enumerate(self.modalities):
@@ -202,21 +198,15 @@ class Recommender:
         ids = frame["item"].cast(pl.String).to_list()
         known = [item for item in ids if item in self._rows]
         if known or len(set(ids)) != len(ids):
-            raise DataError(
-                f"add_items: ids must be new and distinct; known already: {', '.join(known[:_NAMED])}."
-            )
+            raise DataError(f"add_items: ids must be new and distinct; known already: {', '.join(known[:_NAMED])}.")
         with tempfile.TemporaryDirectory() as folder:
-            store.extract(
-                config.modalities, frame, media_root, folder, _tolerant(config.extraction), backbones
-            )
+            store.extract(config.modalities, frame, media_root, folder, _tolerant(config.extraction), backbones)
             layers = {name: part.layers for name, part in config.modalities.items()}
             table = store.HiddenStateStore.open(folder).table(layers, ids)
         there = np.any([np.asarray(mask) for mask in table.present.values()], axis=0)[1:]
         if not there.all():
             lacking = [item for item, good in zip(ids, there, strict=True) if not good]
-            raise MissingModalityError(
-                f"no readable medium for {', '.join(lacking[:_NAMED])}; nothing was added."
-            )
+            raise MissingModalityError(f"no readable medium for {', '.join(lacking[:_NAMED])}; nothing was added.")
         rows = np.arange(1, len(ids) + 1, dtype=np.int32)
         frozen = SequentialFrozen(table, jnp.zeros(len(ids) + 1))
         encoded = encode_rows(self._run.task, jax.device_put(self._params), frozen, rows)
@@ -227,39 +217,12 @@ class Recommender:
             for name, gates in self._gates.items()
         }
         self._weights = np.concatenate([self._weights, np.asarray(encoded.weights)])
-        titles = (
-            frame[config.data.title_column].to_list() if config.data.title_column in frame.columns else ids
-        )
+        titles = frame[config.data.title_column].to_list() if config.data.title_column in frame.columns else ids
         first = len(self.item_ids)
         self.item_ids = np.concatenate([self.item_ids, np.asarray(ids, dtype=self.item_ids.dtype)])
         self._titles = np.concatenate([self._titles, np.asarray(titles, dtype=self._titles.dtype)])
         self._rows |= {item: first + i for i, item in enumerate(ids)}
         return ids
-
-    def _rows_of(self, histories: Mapping[str, Sequence[str]], policy: str) -> dict[str, np.ndarray]:
-        """Catalogue rows of histories; unknown items raise or are left out and counted."""
-        if policy not in ("error", "skip"):
-            raise ConfigError(f"on_unknown_item={policy!r}: choose error or skip.")
-        if not histories:
-            raise DataError("there is no history to recommend for.")
-        named, unknown, hopeless = {}, [], []
-        for query, history in histories.items():
-            rows = [self._rows.get(str(item)) for item in history]
-            unknown += [
-                f"{item} (history {query})" for item, row in zip(history, rows, strict=True) if row is None
-            ]
-            named[query] = np.array([row for row in rows if row is not None], np.int32)
-            if not len(named[query]):
-                hopeless.append(query)
-        if unknown and policy == "error":
-            raise UnknownItemError(
-                f"{len(unknown)} items are not in the catalogue: {', '.join(unknown[:_NAMED])}. Correct the ids, add the "
-                "items with add_items, or skip them with on_unknown_item='skip'."
-            )
-        if hopeless:
-            raise DataError(f"histories without a known item: {', '.join(map(str, hopeless[:_NAMED]))}.")
-        self.skipped = len(unknown)
-        return named
 
     def _known(self, items: Iterable[str]) -> np.ndarray:
         items = [str(item) for item in items]
@@ -267,19 +230,6 @@ class Recommender:
         if unknown:
             raise UnknownItemError(f"not in the catalogue: {', '.join(unknown[:_NAMED])}.")
         return np.array([self._rows[item] for item in items], np.int64)
-
-    def _frame(self, queries: list[str], items: np.ndarray, scores: np.ndarray) -> pl.DataFrame:
-        rows, ranks = items.reshape(-1), np.tile(np.arange(1, items.shape[1] + 1), len(queries))
-        columns = {
-            "query": np.repeat(np.asarray(queries, dtype=object), items.shape[1]).tolist(),
-            "rank": ranks,
-            "item": self.item_ids[rows].astype(str).tolist(),
-            "title": self._titles[rows].astype(str).tolist(),
-            "score": scores.reshape(-1),
-        }
-        if self._weights is not None:
-            columns |= {f"weight_{name}": self._weights[rows, i] for i, name in enumerate(self.modalities)}
-        return pl.DataFrame(columns).filter(pl.Series(rows > 0))
 
     def _gates_of(self, frozen, rows: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
         """Gates of every tower's blocks: modality -> source -> [row, block]."""

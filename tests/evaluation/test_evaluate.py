@@ -68,9 +68,7 @@ def test_popularity_ranks_by_training_interactions_without_the_history():
     [({}, MISS), ({"repeats_are_misses": False}, 3), ({"mask_history": False}, 4)],
 )
 def test_a_repeat_is_a_miss_unless_the_switches_say_otherwise(settings, rank):
-    result = evaluate(
-        PopularityScorer(POPULARITY), EXAMPLES, POPULARITY, length=2, config=replace(CONFIG, **settings)
-    )
+    result = evaluate(PopularityScorer(POPULARITY), EXAMPLES, POPULARITY, length=2, config=replace(CONFIG, **settings))
     assert result.ranks[2] == rank
 
 
@@ -91,9 +89,7 @@ def test_the_model_reads_the_last_items_and_the_mask_covers_all():
 
 def test_slices_and_intervals_are_reported_with_counts():
     present = {"text": np.array([0, 1, 1, 1, 1, 1, 1], bool), "image": np.array([0, 1, 0, 0, 0, 0, 0], bool)}
-    result = evaluate(
-        PopularityScorer(POPULARITY), EXAMPLES, POPULARITY, length=2, config=CONFIG, present=present
-    )
+    result = evaluate(PopularityScorer(POPULARITY), EXAMPLES, POPULARITY, length=2, config=CONFIG, present=present)
     assert result.slices["history length"]["2+"]["count"] == 2
     assert result.slices["modalities"]["image+text"] == {"count": 1} | dict.fromkeys(
         [f"{m}@{k}" for m in ("HR", "NDCG", "MRR", "Recall") for k in (1, 3)], 1.0
@@ -132,17 +128,23 @@ def rendered(table) -> str:
 
 def test_reports_show_models_side_by_side_in_percent():
     popular = evaluate(PopularityScorer(POPULARITY), EXAMPLES, POPULARITY, length=2, config=CONFIG)
-    model = evaluate(
-        LastItemScorer(np.eye(7, dtype=np.float32)), EXAMPLES, POPULARITY, length=2, config=CONFIG
-    )
+    model = evaluate(LastItemScorer(np.eye(7, dtype=np.float32)), EXAMPLES, POPULARITY, length=2, config=CONFIG)
     results = {"popularity": popular, "model": model}
     assert "50.00" in rendered(table(results))
     lines = markdown(results, metrics=("HR", "Popularity")).splitlines()
-    assert lines[0] == "| model | HR@1 | Popularity@1 | HR@3 | Popularity@3 |"
-    assert lines[2].startswith("| popularity | 50.00 (")
+    assert lines[0] == "| metric | popularity | model |"
+    assert lines[2].startswith("| HR@1 | 50.00 (")
+    assert [line.split(" ")[1] for line in lines[2:]] == ["HR@1", "Popularity@1", "HR@3", "Popularity@3"]
     assert "| item popularity | head | 1 | 100.00 | " in slice_markdown(results, "HR@3")
     assert "NDCG@1 by slice" in rendered(slice_table(results))
     assert "+0.00 to +100.00" in rendered(difference_table(compare(popular, model)))
+
+
+def test_a_result_without_a_slicing_leaves_its_cells_empty():
+    plain = evaluate(PopularityScorer(POPULARITY), EXAMPLES, POPULARITY, length=2, config=CONFIG)
+    sliced = replace(plain, slices=plain.slices | {"modalities": {"text": {"count": 4, "HR@1": 0.5}}})
+    for results in ({"plain": plain, "sliced": sliced}, {"sliced": sliced, "plain": plain}):
+        assert slice_markdown(results, "HR@1").splitlines()[-1].count("50.00") == 1
 
 
 def test_results_of_different_examples_are_not_compared():

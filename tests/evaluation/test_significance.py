@@ -40,9 +40,7 @@ def test_pairing_narrows_the_interval_of_a_difference():
     slightly_better = np.maximum(RANKS - 2, 1)
     found = differences(slightly_better, RANKS, (10,))["HR@10"]
     alone = intervals(RANKS, (10,))["HR@10"]
-    assert found.mean == pytest.approx(
-        metrics(slightly_better, (10,))["HR@10"] - metrics(RANKS, (10,))["HR@10"]
-    )
+    assert found.mean == pytest.approx(metrics(slightly_better, (10,))["HR@10"] - metrics(RANKS, (10,))["HR@10"])
     assert found.low <= found.mean <= found.high
     assert found.high - found.low < (alone.high - alone.low) / 1.5
 
