@@ -110,13 +110,13 @@ class CrossModalTowers(nn.Module):
         names = [BACKBONE] + [name for name in active if name == target or config.cross_source != "none"]
         # Rungs are counted from the end, where all towers stand side by side.
         column = rung - max(spec.layers for spec in config.modalities)
+        masks = [None if name in (BACKBONE, target) else hidden.present[name] for name in names]
+        shared = hidden.complete or not any(mask is not None for mask in masks)  # the same weights for all items
         weights = source_weights(
             jnp.stack([logits[name][column] for name in names]),
             config.temperature,
             config.gate,
-            None
-            if hidden.complete
-            else [None if name in (BACKBONE, target) else hidden.present[name] for name in names],
+            None if shared else masks,
         )
         # Kept only where the caller asks for the collection `gates`, to explain a model.
         self.sow("gates", target, {name: weights[..., i] for i, name in enumerate(names)})
@@ -131,7 +131,7 @@ class CrossModalTowers(nn.Module):
             if source is not None:
                 indices.append(index)
                 sources.append(self._to_width(source, name, target, rung - start[target]))
-        if hidden.complete:
+        if shared:
             return gated_sum(weights[jnp.array(indices)], tuple(sources))
         return sum(weights[:, i, None] * source for i, source in zip(indices, sources, strict=True))
 

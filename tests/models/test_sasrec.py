@@ -1,0 +1,94 @@
+"""The user encoder: causal, blind to padding, and equal to a plain-numpy version."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmrec_jax.errors import ConfigError
+from mmrec_jax.sequence import SasRec, SasRecConfig
+
+CONFIG = SasRecConfig(width=8, length=6, heads=2, dropout=0.2)
+
+
+def setup(config=CONFIG, seed=0):
+    module = SasRec(config)
+    shapes = jax.eval_shape(
+        lambda: module.init(
+            jax.random.key(0), jnp.zeros((1, config.length, config.width)), jnp.ones((1, config.length), bool), train=False
+        )
+    )["params"]
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.standard_normal(leaf.shape), jnp.float32), shapes)
+    items = jnp.asarray(rng.standard_normal((3, config.length, config.width)), jnp.float32)
+    mask = jnp.asarray([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]], bool)
+    return module, params, items, mask
+
+
+def numpy_sasrec(params, x, mask, config):
+    """Post-norm blocks of one user, float64 (papers.md 1.0, item 8)."""
+
+    def norm(x, p):
+        mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+        return (x - mean) / np.sqrt(var + 1e-6) * p["scale"] + p["bias"]
+
+    size = config.width // config.heads
+    x = norm(x + params["position"], params["norm"])
+    for block in range(config.blocks):
+        name = f"block_{block}"
+        query, key, value = np.split(x @ params[f"{name}_qkv"], 3, axis=1)
+        heads = []
+        for head in range(config.heads):
+            part = slice(head * size, (head + 1) * size)
+            scores = query[:, part] @ key[:, part].T / np.sqrt(size)
+            for i in range(len(x)):
+                for j in range(len(x)):
+                    if j > i or not mask[j]:
+                        scores[i, j] += -1e9
+            weights = np.exp(scores - scores.max(1, keepdims=True))
+            heads.append(weights / weights.sum(1, keepdims=True) @ value[:, part])
+        x = norm(x + np.concatenate(heads, 1) @ params[f"{name}_output"], params[f"{name}_attention_norm"])
+        hidden = np.maximum(x @ params[f"{name}_in"]["kernel"] + params[f"{name}_in"]["bias"], 0)
+        x = norm(x + hidden @ params[f"{name}_out"]["kernel"] + params[f"{name}_out"]["bias"], params[f"{name}_norm"])
+    return x
+
+
+def test_equals_the_written_out_transformer():
+    module, params, items, mask = setup()
+    result = module.apply({"params": params}, items, mask, train=False)
+    plain = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    for row in range(3):
+        expected = numpy_sasrec(plain, np.asarray(items[row], np.float64), np.asarray(mask[row]), CONFIG)
+        real = np.asarray(mask[row])  # what stands at padded positions is never used
+        np.testing.assert_allclose(np.asarray(result[row])[real], expected[real], rtol=2e-4, atol=2e-5)  # float32
+
+
+def test_later_items_and_padding_change_nothing():
+    module, params, items, mask = setup()
+    result = module.apply({"params": params}, items, mask, train=False)
+    later = module.apply({"params": params}, items.at[:, 4:].set(9.0), mask, train=False)
+    np.testing.assert_allclose(result[1, :4], later[1, :4], rtol=1e-5, atol=1e-6)  # sum order
+    padded = module.apply({"params": params}, items.at[0, :2].set(9.0), mask, train=False)
+    np.testing.assert_allclose(result[0, 2:], padded[0, 2:], rtol=1e-5, atol=1e-6)
+
+
+def test_a_shorter_history_uses_the_last_positions():
+    module, params, items, mask = setup()
+    whole = module.apply({"params": params}, items, mask, train=False)[0, -1]
+    short = module.apply({"params": params}, items[:, 2:], mask[:, 2:], train=False)[0, -1]
+    np.testing.assert_allclose(whole, short, rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_is_on_in_training_only():
+    module, params, items, mask = setup()
+
+    def run(train, key):
+        return module.apply({"params": params}, items, mask, train=train, rngs={"dropout": jax.random.key(key)})
+
+    assert not np.allclose(run(True, 0), run(True, 1))
+    np.testing.assert_array_equal(run(False, 0), run(False, 1))
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ConfigError, match="does not divide"):
+        SasRecConfig(width=10, heads=4)
