@@ -205,11 +205,7 @@ class Checkpoints:
         """
         try:
             items = [path.name for path in (self.directory / f"{_STEP}_{step}").iterdir() if path.is_dir()]
-            wanted = [
-                name
-                for name in ("params", "average", "state")
-                if name in items and (state or name != "state")
-            ]
+            wanted = [name for name in ("params", "average", "state") if name in items and (state or name != "state")]
             args = {name: self._ocp.args.StandardRestore() for name in wanted}
             found = self._manager.restore(
                 step, args=self._ocp.args.Composite(manifest=self._ocp.args.JsonRestore(), **args)
@@ -218,15 +214,11 @@ class Checkpoints:
             stored = [name for name in manifest["checksums"] if state or name != "state"]
             trees = {name: host_copy(found[name]) for name in stored}
             manifests.verify(manifest, trees)
-        except (
-            Exception
-        ) as error:  # whatever way the bytes are damaged, the reader meets it as another exception
+        except Exception as error:  # whatever way the bytes are damaged, the reader meets it as another exception
             raise CheckpointError(
                 f"Checkpoint {self.directory / f'{_STEP}_{step}'} is damaged: {_first_line(error)}"
             ) from error
-        return Checkpoint(
-            step, trees["params"], trees.get("average"), named_leaves(trees.get("state", {})), manifest
-        )
+        return Checkpoint(step, trees["params"], trees.get("average"), named_leaves(trees.get("state", {})), manifest)
 
     def usable(self, state: bool = True) -> Iterator[Checkpoint]:
         """Sound checkpoints, newest first; a damaged one is passed over with a warning."""
@@ -300,9 +292,7 @@ def checkpoint_directory(directory: str | Path) -> Path:
     return inside if inside.is_dir() else Path(directory)
 
 
-def load_params(
-    directory: str | Path, which: str = "best", run: Mapping | None = None
-) -> tuple[Params, dict]:
+def load_params(directory: str | Path, which: str = "best", run: Mapping | None = None) -> tuple[Params, dict]:
     """Parameters for serving or evaluation, without the optimiser's state.
 
     Args:
@@ -329,9 +319,7 @@ def load_params(
                     logging.warning("%s Looking for an older best one.", error)
                     continue
             wanted = checkpoint.manifest["run"] | dict(run or {})
-            manifests.check(
-                checkpoint.manifest, wanted, None, f"{checkpoints.directory}, step {checkpoint.step},"
-            )
+            manifests.check(checkpoint.manifest, wanted, None, f"{checkpoints.directory}, step {checkpoint.step},")
             return checkpoint.evaluated, checkpoint.manifest
         other = " (which='last' needs only the newest)" if which == "best" else ""
         raise CheckpointError(

@@ -89,9 +89,7 @@ class TrainingConfig:
             problems.append(f"training.weight_decay={self.weight_decay} needs training.optimizer='adamw'.")
         for group in self.groups:
             if len(group) != 2 or not isinstance(group[0], str) or not float(group[1]) >= 0:
-                problems.append(
-                    f"training.groups: {group!r} is no (pattern, learning rate of at least 0) pair."
-                )
+                problems.append(f"training.groups: {group!r} is no (pattern, learning rate of at least 0) pair.")
         if problems:
             raise ConfigError("\n".join(problems))
 

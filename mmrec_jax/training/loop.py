@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 from absl import logging
+from jax.experimental.compilation_cache import compilation_cache
 
 from mmrec_jax.errors import CheckpointError, ConfigError, TrainingError
 from mmrec_jax.training import manifest as manifests
@@ -106,9 +107,7 @@ def fit(
         use_compilation_cache(config.compilation_cache_dir)
     try:
         with Checkpoints(Path(workdir) / FOLDER, config.keep) as checkpoints:
-            return _Run(
-                task, frozen, stream, config, Path(workdir), run or {}, warm_start, checkpoints
-            ).finish()
+            return _Run(task, frozen, stream, config, Path(workdir), run or {}, warm_start, checkpoints).finish()
     except OSError as error:
         if not out_of_space(error):
             raise
@@ -122,6 +121,7 @@ def use_compilation_cache(directory: str | Path) -> None:
     """Keeps compiled programs on disk, so that the next start of the same run need not compile them."""
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()  # JAX opens its cache once; without this a directory set later is not used
 
 
 class _Run:
@@ -268,9 +268,7 @@ class _Run:
             while batch is not None:
                 self.state = self.step(self.state, self.frozen, batch)
                 position.step += 1
-                saves = position.step % position.batches_per_epoch == 0 or (
-                    every and position.step % every == 0
-                )
+                saves = position.step % position.batches_per_epoch == 0 or (every and position.step % every == 0)
                 # None before a checkpoint: the position that is saved must not be ahead of the steps.
                 batch = None if saves else jax.device_put(next(self.stream))
                 if position.step % self.config.log_every == 0:
@@ -324,10 +322,7 @@ class _Run:
     def _evaluate(self) -> dict[str, float]:
         """Validates, and notes whether these are the best parameters so far."""
         position, monitor = self.position, self.config.monitor
-        metrics = {
-            name: float(value)
-            for name, value in self.task.validate(self.state.evaluated, self.frozen).items()
-        }
+        metrics = {name: float(value) for name, value in self.task.validate(self.state.evaluated, self.frozen).items()}
         if monitor not in metrics:
             raise ConfigError(f"training.monitor={monitor!r}: validation gives only {sorted(metrics)}.")
         value = metrics[monitor]

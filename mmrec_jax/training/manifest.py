@@ -67,9 +67,7 @@ def verify(manifest: Mapping, trees: Mapping[str, Any]) -> None:
         raise CheckpointError(f"format {manifest['format']}, this version of mmrec_jax reads {FORMAT}")
     for name, tree in trees.items():
         expected, found = manifest["checksums"][name], checksums(tree)
-        wrong = sorted(
-            leaf for leaf in expected.keys() | found.keys() if expected.get(leaf) != found.get(leaf)
-        )
+        wrong = sorted(leaf for leaf in expected.keys() | found.keys() if expected.get(leaf) != found.get(leaf))
         if wrong:
             raise CheckpointError(f"{name}: the bytes of {len(wrong)} leaves changed, first {wrong[0]}")
 

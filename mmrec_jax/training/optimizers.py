@@ -41,8 +41,7 @@ def parameter_groups(params: Params, groups: Sequence[tuple[str, float]]) -> dic
         if not matches:
             tops = sorted({name.split("/")[0] for name in names})
             problems.append(
-                f"training.groups: {pattern!r} matches the beginning of no parameter path; paths begin with "
-                f"{tops}."
+                f"training.groups: {pattern!r} matches the beginning of no parameter path; paths begin with {tops}."
             )
         for name in matches:
             owner[name].append(pattern)
@@ -60,9 +59,7 @@ def schedule_factor(config: TrainingConfig, batches_per_epoch: int) -> optax.Sch
     if config.schedule == "constant":
         after = optax.constant_schedule(1.0)
     elif config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(
-            1.0, max(total - config.warmup_steps, 1), alpha=config.final_fraction
-        )
+        after = optax.cosine_decay_schedule(1.0, max(total - config.warmup_steps, 1), alpha=config.final_fraction)
     else:
         after = optax.exponential_decay(
             1.0, batches_per_epoch, config.decay, staircase=True, end_value=config.final_fraction
@@ -74,9 +71,7 @@ def schedule_factor(config: TrainingConfig, batches_per_epoch: int) -> optax.Sch
     return None if config.schedule == "constant" else after
 
 
-def build_optimizer(
-    config: TrainingConfig, params: Params, batches_per_epoch: int
-) -> optax.GradientTransformation:
+def build_optimizer(config: TrainingConfig, params: Params, batches_per_epoch: int) -> optax.GradientTransformation:
     """The chain: clip by the global norm, Adam, decoupled weight decay, learning rate of the parameter's
     group.
 
@@ -86,9 +81,7 @@ def build_optimizer(
         ConfigError: from `parameter_groups`.
     """
     groups = parameter_groups(params, config.groups)
-    rate_of = {pattern: float(rate) for pattern, rate in config.groups} | {
-        DEFAULT_GROUP: config.learning_rate
-    }
+    rate_of = {pattern: float(rate) for pattern, rate in config.groups} | {DEFAULT_GROUP: config.learning_rate}
     rates = like(params, {name: rate_of[group] for name, group in groups.items()})
     parts = []
     if config.clip_norm:
@@ -108,11 +101,7 @@ def _scale_by_rates(rates: Params, factor: optax.Schedule | None) -> optax.Gradi
     """Multiplies each update by minus its learning rate times the schedule's factor."""
 
     def init(params):
-        return (
-            optax.EmptyState()
-            if factor is None
-            else optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
-        )
+        return optax.EmptyState() if factor is None else optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
 
     def update(updates, state, params=None):
         if factor is None:

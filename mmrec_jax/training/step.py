@@ -84,9 +84,7 @@ class TrainStep:
     undisturbed one draws. The state is donated: a state that was passed in must not be used again.
     """
 
-    def __init__(
-        self, task: Task, optimizer: optax.GradientTransformation, seed: int, ema_decay: float = 0.0
-    ):
+    def __init__(self, task: Task, optimizer: optax.GradientTransformation, seed: int, ema_decay: float = 0.0):
         self._task = task
         self._optimizer = optimizer
         self._ema_decay = ema_decay
@@ -149,9 +147,7 @@ class TrainStep:
 
     def _step(self, state: TrainState, frozen: Any, batch: Any, key: Array) -> TrainState:
         rng = jax.random.fold_in(key, state.step)
-        (loss, metrics), gradients = jax.value_and_grad(self._task.loss, has_aux=True)(
-            state.params, frozen, batch, rng
-        )
+        (loss, metrics), gradients = jax.value_and_grad(self._task.loss, has_aux=True)(state.params, frozen, batch, rng)
         squares = jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(gradients)])
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -208,9 +204,7 @@ def check_finite(state: TrainState, groups: tuple[tuple[str, float], ...], batch
     by_group: dict[str, list[str]] = {}
     for name in names:
         by_group.setdefault(f"{name.split('/')[0]} (learning-rate group {group_of[name]})", []).append(name)
-    where = "; ".join(
-        f"{group}: {len(members)} parameters, first {members[0]}" for group, members in by_group.items()
-    )
+    where = "; ".join(f"{group}: {len(members)} parameters, first {members[0]}" for group, members in by_group.items())
     raise TrainingError(
         f"Step {step + 1} (epoch {step // batches_per_epoch + 1}): the loss was "
         f"{'not ' if loss_is_bad else ''}finite{f', gradients not finite in {where}' if where else ''}. "

@@ -68,9 +68,7 @@ def warm_start(
         else:
             restored.append(name)
         if value.shape != fresh[name].shape:
-            problems.append(
-                f"{name}: shape {list(before[name].shape)}, the new model wants {list(fresh[name].shape)}"
-            )
+            problems.append(f"{name}: shape {list(before[name].shape)}, the new model wants {list(fresh[name].shape)}")
         result[name] = value.astype(fresh[name].dtype)
     if problems:
         raise CheckpointError(
@@ -78,7 +76,5 @@ def warm_start(
             + "\n  ".join(problems)
             + "\nUse a config that differs from the checkpoint's only by what it adds."
         )
-    report = WarmStartReport(
-        tuple(restored), tuple(grown), tuple(name for name in fresh if name not in before)
-    )
+    report = WarmStartReport(tuple(restored), tuple(grown), tuple(name for name in fresh if name not in before))
     return jax.tree.map(np.array, like(new, result)), report

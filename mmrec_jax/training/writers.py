@@ -79,9 +79,9 @@ class TensorBoardEvents:
     def __init__(self, directory: Path, resumed_step: int):
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2
-        from tensorboardX.summary import scalar
+        from tensorboardX.proto.summary_pb2 import Summary
 
-        self._event, self._scalar = event_pb2.Event, scalar
+        self._event, self._summary = event_pb2.Event, Summary
         directory.mkdir(parents=True, exist_ok=True)
         self._writer = EventsWriter(str(directory / "events"))
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -89,10 +89,11 @@ class TensorBoardEvents:
 
     def write(self, step, epoch, split, values):
         """Writes one event with all values, tagged `split/name`."""
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        tagged = [self._scalar(f"{split}/{name}", value).value[0] for name, value in sorted(values.items())]
-        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=Summary(value=tagged)))
+        tagged = [
+            self._summary.Value(tag=f"{split}/{name}", simple_value=value) for name, value in sorted(values.items())
+        ]
+        summary = self._summary(value=tagged)
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
 
     def close(self):
         """Flushes and closes the event file."""
@@ -118,13 +119,9 @@ def learning_curve(path: Path, history: Sequence[Mapping], monitor: str, best_st
     evaluated = [entry for entry in history if monitor in entry.get("valid", {})]
     right = left.twinx()
     right.set_ylabel(f"validation {monitor}")
-    right.plot(
-        [entry["epoch"] for entry in evaluated], [entry["valid"][monitor] for entry in evaluated], "C1.-"
-    )
+    right.plot([entry["epoch"] for entry in evaluated], [entry["valid"][monitor] for entry in evaluated], "C1.-")
     for entry in evaluated:
         if entry["step"] == best_step:
-            right.axvline(
-                entry["epoch"], color="C1", linestyle=":", label=f"best: {entry['valid'][monitor]:.4f}"
-            )
+            right.axvline(entry["epoch"], color="C1", linestyle=":", label=f"best: {entry['valid'][monitor]:.4f}")
             right.legend(loc="lower right")
     figure.savefig(path, dpi=120)

@@ -19,7 +19,7 @@ from mmrec_jax.training.checkpoints import Checkpoints
 from mmrec_jax.training.manifest import checksums
 from mmrec_jax.training.trees import named_leaves
 
-# Orbax reads in parallel; when one read meets damaged bytes, the others end in an event loop that is closed already.
+# Orbax reads in parallel: when one read meets damaged bytes, the others end in an event loop already closed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -215,9 +215,7 @@ def test_loading_from_nowhere_is_an_error(tmp_path):
         load_params(tmp_path, "newest")
 
 
-def test_a_full_disk_leaves_the_earlier_checkpoints_and_the_run_goes_on_once_space_is_free(
-    tmp_path, monkeypatch
-):
+def test_a_full_disk_leaves_the_earlier_checkpoints_and_the_run_goes_on_once_space_is_free(tmp_path, monkeypatch):
     undisturbed = toy.train(tmp_path / "undisturbed", epochs=4)
     write = Checkpoints._write
 
@@ -243,9 +241,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoints_and_the_run_goes_on_once_spa
     assert checksums(resumed.params) == checksums(undisturbed.params)
 
 
-def test_a_disk_that_is_nearly_full_is_helped_by_removing_the_superseded_checkpoint(
-    tmp_path, monkeypatch, warnings
-):
+def test_a_disk_that_is_nearly_full_is_helped_by_removing_the_superseded_checkpoint(tmp_path, monkeypatch, warnings):
     write = Checkpoints._write
 
     def room_for_two(self, step, trees, body):

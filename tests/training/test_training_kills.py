@@ -20,13 +20,14 @@ PROGRAM = Path(__file__).parent / "toy.py"
 SETTINGS = {"epochs": 5, "checkpoint_every_steps": 2, "ema_decay": 0.9, "clip_norm": 1.0, "patience": 0}
 
 
-def start(workdir: Path) -> subprocess.Popen:
+def start(workdir: Path, compiled: Path) -> subprocess.Popen:
+    settings = {**SETTINGS, "compilation_cache_dir": str(compiled)}
     environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[2])}
-    return subprocess.Popen([sys.executable, str(PROGRAM), str(workdir), json.dumps(SETTINGS)], env=environment)
+    return subprocess.Popen([sys.executable, str(PROGRAM), str(workdir), json.dumps(settings)], env=environment)
 
 
 def kill_while_saving(process: subprocess.Popen, workdir: Path, delay: float) -> bool:
-    """Kills `delay` seconds after the directory of an unfinished checkpoint appears; False if the run ended first."""
+    """Kills `delay` seconds after the directory of an unfinished checkpoint appears; False if there was none."""
     seen = set(workdir.glob("checkpoints/*tmp*"))  # left by an earlier kill
     while process.poll() is None:
         if set(workdir.glob("checkpoints/*tmp*")) - seen:
@@ -65,9 +66,9 @@ def outcome(workdir: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_and_while_saving_ends_bit_for_bit_the_same(tmp_path):
+def test_killed_at_random_moments_and_while_saving_ends_bit_for_bit_the_same(tmp_path, compilation_cache):
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    assert start(undisturbed).wait() == 0
+    assert start(undisturbed, compilation_cache).wait() == 0
 
     moments = random.Random()
     kills = [
@@ -79,12 +80,12 @@ def test_killed_at_random_moments_and_while_saving_ends_bit_for_bit_the_same(tmp
     ]
     killed = []
     for kill, delay in kills:
-        process = start(disturbed)
+        process = start(disturbed, compilation_cache)
         if not kill(process, disturbed, delay):
             assert process.returncode == 0
             break
         killed.append((kill.__name__, delay))
     assert len(killed) >= 3, f"the run ended too soon to be killed often enough: {killed}"
-    assert start(disturbed).wait() == 0
+    assert start(disturbed, compilation_cache).wait() == 0
     assert outcome(disturbed) == outcome(undisturbed), killed
     assert not list((disturbed / "checkpoints").glob("*tmp*"))

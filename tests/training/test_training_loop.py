@@ -1,0 +1,199 @@
+"""The loop: what it trains, when it evaluates, stops and saves, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import toy
+
+from mmrec_jax.errors import ConfigError, TrainingError
+from mmrec_jax.training import load_params, loop
+from mmrec_jax.training.checkpoints import Checkpoints
+from mmrec_jax.training.manifest import checksums
+from mmrec_jax.training.trees import host_copy
+
+
+class Scripted(toy.ToyTask):
+    """Validation gives the values of a list, and remembers the parameters it was given."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values, self.seen = iter(values), []
+
+    def validate(self, params, frozen):
+        self.seen.append(checksums(host_copy(params)))
+        return {"score": next(self.values)}
+
+
+def test_training_learns(tmp_path):
+    result = toy.train(tmp_path, epochs=40, patience=0)
+    assert result.history[-1]["train"]["loss"] < 0.6 * result.history[0]["train"]["loss"]
+    assert result.best_value > 0.6 * result.history[0]["valid"]["score"]
+
+
+def test_the_best_parameters_are_returned_not_the_last(tmp_path):
+    task = Scripted([0.1, 0.7, 0.3, 0.7])
+    result = toy.train(tmp_path, task=task, epochs=4)
+    assert (result.best_step, result.best_value, result.step) == (14, 0.7, 28)
+    assert checksums(result.params) == task.seen[1] != task.seen[3]
+    assert checksums(load_params(tmp_path, "best")[0]) == task.seen[1]
+    assert checksums(load_params(tmp_path, "last")[0]) == task.seen[3]
+
+
+def test_training_stops_when_patience_is_out_and_stays_stopped(tmp_path):
+    values = [0.5, 0.6, 0.1, 0.2, 0.3, 0.9]
+    result = toy.train(tmp_path, task=Scripted(values), epochs=6, patience=2)
+    assert result.stopped_early
+    assert [entry["epoch"] for entry in result.history] == [1, 2, 3, 4, 5]
+    again = toy.train(tmp_path, task=Scripted([]), epochs=6, patience=2)
+    assert (again.step, again.best_step) == (35, 14)
+
+
+def test_a_metric_can_be_minimised(tmp_path):
+    result = toy.train(tmp_path, task=Scripted([0.5, 0.2, 0.4]), monitor_mode="min")
+    assert (result.best_step, result.best_value) == (14, 0.2)
+
+
+def test_evaluation_can_start_late_and_be_rare_but_the_last_epoch_is_evaluated(tmp_path):
+    result = toy.train(tmp_path, task=Scripted([0.1, 0.2, 0.3]), epochs=6, eval_from=2, eval_every=3)
+    assert [entry["epoch"] for entry in result.history if "valid" in entry] == [2, 5, 6]
+
+
+def test_a_finished_run_goes_on_when_more_epochs_are_asked_for(tmp_path):
+    whole = toy.train(tmp_path / "whole", epochs=4)
+    toy.train(tmp_path / "parts", epochs=2)
+    parts = toy.train(tmp_path / "parts", epochs=4)
+    assert checksums(parts.params) == checksums(whole.params)
+    csv = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "parts")]
+    assert csv[0] == csv[1]
+
+
+class Interrupted(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("steps", [1, 5, 7, 11])
+@pytest.mark.parametrize("settings", [{}, {"checkpoint_every_steps": 2, "ema_decay": 0.5, "schedule": "cosine"}])
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, steps, settings):
+    class Stops(toy.ToyStream):
+        def __next__(self):
+            if self._taken == steps:
+                raise Interrupted
+            return super().__next__()
+
+    whole = toy.train(tmp_path / "whole", epochs=2, **settings)
+    with pytest.raises(Interrupted):
+        toy.train(tmp_path / "parts", stream=Stops(), epochs=2, **settings)
+    parts = toy.train(tmp_path / "parts", epochs=2, **settings)
+    assert checksums(parts.params) == checksums(whole.params)
+    assert (parts.best_step, parts.best_value) == (whole.best_step, whole.best_value)
+    assert [entry["train"] for entry in parts.history] == [entry["train"] for entry in whole.history]
+    csv = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "parts")]
+    assert csv[0] == csv[1]
+    ends = [load_params(tmp_path / name, "last")[1]["checksums"] for name in ("whole", "parts")]
+    assert ends[0] == ends[1]
+
+
+def test_the_order_is_evaluate_then_save_then_next_batch(tmp_path, monkeypatch):
+    events = []
+
+    class Told(toy.ToyStream):
+        def __next__(self):
+            events.append(f"batch {self._taken}")
+            return super().__next__()
+
+    class Evaluated(toy.ToyTask):
+        def validate(self, params, frozen):
+            events.append("evaluate")
+            return super().validate(params, frozen)
+
+    save = Checkpoints.save
+
+    def told(self, step, *args):
+        events.append(f"save {step}, stream at {args[-1]['stream']['taken']}")
+        save(self, step, *args)
+
+    monkeypatch.setattr(Checkpoints, "save", told)
+    toy.train(tmp_path, task=Evaluated(), stream=Told(batches_per_epoch=3), epochs=2)
+    batches = ["batch 0", "batch 1", "batch 2"]
+    assert events[:6] == [*batches, "evaluate", "save 3, stream at 3", "batch 3"]
+
+
+@pytest.mark.parametrize("bad_step", [0, 4, 13])
+def test_values_that_are_not_finite_stop_the_run_before_they_are_saved(tmp_path, bad_step):
+    with pytest.raises(TrainingError, match=rf"Step {bad_step + 1} \(epoch {bad_step // 7 + 1}\): the loss was not"):
+        toy.train(tmp_path, stream=toy.ToyStream(poisoned_step=bad_step), checkpoint_every_steps=2, log_every=5)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert max(checkpoints.steps(), default=0) <= bad_step
+        for step in checkpoints.steps():
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(checkpoints.read(step).params))
+
+
+def test_a_validation_metric_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(TrainingError, match="Validation metric score is nan after step 7"):
+        toy.train(tmp_path, task=Scripted([float("nan")]))
+
+
+def test_an_unknown_monitored_metric_names_those_there_are(tmp_path):
+    with pytest.raises(ConfigError, match=r"training.monitor='HR@5': validation gives only \['score'\]"):
+        toy.train(tmp_path, monitor="HR@5")
+
+
+def test_the_host_waits_for_the_device_only_where_metrics_are_due(tmp_path, monkeypatch):
+    fetched = []
+    get = jax.device_get
+
+    def counted(tree):
+        fetched.append(len(jax.tree.leaves(tree)))
+        return get(tree)
+
+    stream = toy.ToyStream(batches_per_epoch=60)
+    monkeypatch.setattr(jax, "device_get", counted)
+    toy.train(tmp_path / "a", stream=stream, epochs=1, log_every=60)
+    rare = len(fetched)
+    toy.train(tmp_path / "b", stream=toy.ToyStream(batches_per_epoch=60), epochs=1, log_every=10)
+    assert len(fetched) - rare == rare + 2 * 5  # five more log steps, each fetches health and metrics
+
+
+def test_the_history_has_times_memory_and_recompilations(tmp_path):
+    result = toy.train(tmp_path)
+    for number, entry in enumerate(result.history, start=1):
+        assert (entry["epoch"], entry["step"], entry["recompilations"]) == (number, 7 * number, 0)
+        assert 0 < entry["seconds"] < 60
+        assert entry["peak_memory_bytes"] > 50 * 2**20  # a process with JAX in it
+    json.dumps(result.history)
+
+
+def test_a_shape_that_warm_up_missed_is_reported_and_trained_on(tmp_path):
+    class Forgets(toy.ToyStream):
+        def warmup_batches(self):
+            return super().warmup_batches()[:1]
+
+    result = toy.train(tmp_path, stream=Forgets())
+    assert [entry["recompilations"] for entry in result.history] == [1, 0, 0]
+
+
+def test_warm_started_parameters_are_where_a_fresh_run_begins_and_a_resumed_one_does_not(tmp_path):
+    first = toy.train(tmp_path / "first", epochs=6)
+    warm = toy.train(tmp_path / "second", epochs=1, warm_start=first.params)
+    assert warm.history[0]["train"]["loss"] < first.history[0]["train"]["loss"]
+    resumed = toy.train(tmp_path / "second", epochs=2, warm_start=toy.ToyTask().init(jax.random.key(9), toy.table()))
+    straight = toy.train(tmp_path / "third", epochs=2, warm_start=first.params)
+    assert checksums(resumed.params) == checksums(straight.params)
+
+
+def test_a_full_disk_met_by_the_metrics_is_reported_too(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loop.MetricsCsv, "write", full)
+    with pytest.raises(TrainingError, match=r"disk is full.*checkpoints are intact|are intact"):
+        toy.train(tmp_path)
+
+
+def test_compiled_programs_can_be_kept_on_disk(tmp_path):
+    toy.train(tmp_path / "run", compilation_cache_dir=str(tmp_path / "cache"))
+    assert list((tmp_path / "cache").iterdir())
