@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int, Int32, Int64
 
 from mmrec_jax.data.prepared import PreparedData
 from mmrec_jax.data.rows import Rows, distinct_counts, training_rows
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _READ_AHEAD = 16
 _STEPS = 2**31  # the stream is endless
 _TRIAL_STEPS = 256
+_MOST_STEPS_TRIED = 20_000  # about a second
 _SIZE_QUANTILES = (0.25, 0.6, 0.9, 1.0)
 
 
@@ -48,9 +49,10 @@ class TrainingStream:
         shard_count: int,
         distinct_multiple: int,
         fingerprint: str,
+        epochs: int,
     ) -> None:
         self.rows = rows
-        self._batch_size = batch_size
+        self._batch_size, self._epochs = batch_size, epochs
         self._shard_index, self._shard_count = shard_index, shard_count
         self._rows_per_step = batch_size * shard_count
         self.batches_per_epoch = -(-len(rows) // self._rows_per_step)
@@ -96,19 +98,23 @@ class TrainingStream:
         self._iterator.close()
         self._iterator = self._start(state["step"])
 
-    def distinct_sizes(self, epochs: int | None = None) -> list[int]:
-        """The sizes of the axis `distinct`, ascending.
-
-        Args:
-            epochs: None gives every size that a batch can ever have; a number gives those that occur from the
-                present position to the end of that many further epochs, by running the sampler's arithmetic
-                (about 20 us a batch of 64 x 11).
-        """
-        if epochs is None:
+    @functools.cached_property
+    def _occurring(self) -> list[int]:
+        if not 0 < self._epochs * self.batches_per_epoch <= _MOST_STEPS_TRIED:
             return self._sizes.tolist()
-        first = self.get_state()["step"]
-        steps = range(first, (first // self.batches_per_epoch + epochs) * self.batches_per_epoch)
+        steps = range(self._epochs * self.batches_per_epoch)
         return sorted({self._size(self.rows.events(self._chosen(step))) for step in steps})
+
+    def distinct_sizes(self) -> list[int]:
+        """The sizes of the axis `distinct`, ascending: of all batches that there can be or, where `epochs` is
+        known and short enough to try (20,000 batches), of those that occur in them."""
+        return list(self._occurring)
+
+    def warmup_batches(self) -> list[SequenceBatch]:
+        """A batch of padding of each size in `distinct_sizes`, to compile every shape with."""
+        width = self.rows.width
+        nothing = np.zeros((0, width), np.int32), np.zeros(0, np.int32)
+        return [self._assemble(*nothing, size) for size in self.distinct_sizes()]
 
     def close(self) -> None:
         """Ends the reading ahead."""
@@ -136,30 +142,29 @@ class TrainingStream:
         return int(self._sizes[np.searchsorted(self._sizes, needed)])
 
     def _batch(self, step: int) -> SequenceBatch:
-        from mmrec_jax.types import SequenceBatch  # imports jax
-
         chosen = self._chosen(step)
         events = self.rows.events(chosen)
-        size = self._size(events)
-        share = events[self._shard_index :: self._shard_count]
-        users = np.full(self._batch_size, -1, np.int32)
-        users[: len(share)] = self.rows.users[chosen[self._shard_index :: self._shard_count]]
+        share = slice(self._shard_index, None, self._shard_count)
+        return self._assemble(events[share], self.rows.users[chosen[share]], self._size(events))
+
+    def _assemble(
+        self, events: Int32[np.ndarray, "rows width"], users: Int32[np.ndarray, " rows"], size: int
+    ) -> SequenceBatch:
+        """A batch of these rows, filled up to `batch_size` rows and `size` distinct items."""
+        from mmrec_jax.types import SequenceBatch  # imports jax
+
         # The leading 0 makes entry 0 the padding even where no row has any.
-        found, positions, counts = np.unique(np.append(0, share), return_inverse=True, return_counts=True)
-        items = np.zeros(size, np.int32)
-        items[: len(found)] = found
-        occurrences = np.zeros(size, np.int32)
-        occurrences[1 : len(found)] = counts[1:]
-        table = np.zeros((self._batch_size, events.shape[1]), np.int32)
-        table[: len(share)] = positions[1:].reshape(share.shape)
-        return SequenceBatch(items, occurrences, table, users)  # type: ignore[arg-type]  # numpy leaves
+        found, positions, counts = np.unique(np.append(0, events), return_inverse=True, return_counts=True)
+        counts[0] = 0
+        items, occurrences = _filled(found, size, 0), _filled(counts, size, 0)
+        table = _filled(positions[1:].reshape(events.shape), self._batch_size, 0)
+        fillers = _filled(users, self._batch_size, -1)
+        return SequenceBatch(items, occurrences, table, fillers)  # type: ignore[arg-type]  # numpy leaves
 
     def _choose_sizes(self, num_items: int, multiple: int) -> Int64[np.ndarray, " sizes"]:
         """Few sizes that fit most batches closely, found by trying, and one that no batch can exceed."""
         steps = range(min(_TRIAL_STEPS, max(1, len(self.rows) // self._rows_per_step)))
-        needed = [
-            distinct_counts(self.rows.events(self._chosen(step)), self._shard_count).max() for step in steps
-        ]
+        needed = [distinct_counts(self.rows.events(self._chosen(step)), self._shard_count).max() for step in steps]
         fitting = np.quantile(needed, _SIZE_QUANTILES)
         fitting[-1] += (fitting[-1] - fitting[0]) / 2
         widest = np.sort(self.rows.stops - self.rows.starts)[-self._batch_size :].sum()
@@ -178,6 +183,7 @@ def training_batches(
     shard_index: int = 0,
     shard_count: int = 1,
     distinct_multiple: int = 32,
+    epochs: int = 0,
 ) -> TrainingStream:
     """Batches of training histories with their targets.
 
@@ -189,6 +195,8 @@ def training_batches(
         seed: of the order.
         shard_index, shard_count: which share of each step this process gets.
         distinct_multiple: the axis `distinct` is padded up to a multiple of this.
+        epochs: how many will be asked for at most, if that is known: `distinct_sizes` then leaves out what
+            does not occur in them. 0 = unknown.
 
     Raises:
         EmptySplitError: no user has 2 training events.
@@ -197,7 +205,7 @@ def training_batches(
     if min(batch_size, shard_count, distinct_multiple) < 1 or not 0 <= shard_index < shard_count or seed < 0:
         raise ConfigError(
             f"batch_size={batch_size}, shard_count={shard_count} and distinct_multiple={distinct_multiple} "
-            f"must be positive, shard_index={shard_index} from 0 to shard_count - 1, and seed={seed} not negative."
+            f"must be positive, shard_index={shard_index} in 0..shard_count - 1, seed={seed} not negative."
         )
     rows = training_rows(prepared, length, window)
     if not len(rows):
@@ -214,8 +222,16 @@ def training_batches(
         shard_count=shard_count,
         distinct_multiple=distinct_multiple,
         fingerprint=prepared.fingerprint,
+        epochs=epochs,
     )
 
 
 def _epoch_order(rows: int, seed: int, epoch: int) -> Int64[np.ndarray, " {rows}"]:
     return np.random.default_rng([seed, epoch]).permutation(rows)
+
+
+def _filled(array: Int[np.ndarray, "part ..."], size: int, filler: int) -> Int32[np.ndarray, "{size} ..."]:
+    """The array with `filler` below it up to `size` rows."""
+    whole = np.full((size, *array.shape[1:]), filler, np.int32)
+    whole[: len(array)] = array
+    return whole

@@ -71,13 +71,19 @@ def write_histories(directory: Path, histories: dict[str, Ragged]) -> None:
 
 
 def read_histories(directory: Path) -> dict[str, Ragged]:
-    """Reads what `write_histories` wrote, through grain, into flat arrays of 4 bytes an event."""
+    """Reads what `write_histories` wrote, through grain, into flat arrays of 4 bytes an event.
+
+    Raises:
+        ValueError: a record cannot be read (tfds gives None for one that is damaged).
+    """
     builder = UserHistories(data_dir=directory)
     return {name: _read_split(builder, name) for name in builder.info.splits}
 
 
 def _read_split(builder: UserHistories, name: str) -> Ragged:
     records = list(grain.MapDataset.source(builder.as_data_source(split=name)))
+    if any(value is None for record in records for value in record.values()):
+        raise ValueError(f"a record of the {name} split cannot be read")
     records.sort(key=lambda record: int(record["first_user"]))
     lengths = np.concatenate([record["lengths"] for record in records])
     return Ragged.of_lengths(np.concatenate([record["items"] for record in records]), lengths)

@@ -24,9 +24,7 @@ class BadRows:
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(
-        self, table: Table, kind: str, records: Int[np.ndarray, " bad"], shown: list | None = None
-    ) -> None:
+    def add(self, table: Table, kind: str, records: Int[np.ndarray, " bad"], shown: list | None = None) -> None:
         """Notes records as bad.
 
         Args:
@@ -40,16 +38,12 @@ class BadRows:
 
     def add_malformed(self, table: Table) -> None:
         """Notes the records that have too few or too many fields."""
-        self._note(
-            f"{table.name}: wrong number of fields", len(table.malformed), list(table.malformed[:_SHOWN]), []
-        )
+        self._note(f"{table.name}: wrong number of fields", len(table.malformed), list(table.malformed[:_SHOWN]), [])
 
     def _note(self, kind: str, count: int, numbers: list[int], shown: list[str]) -> None:
         if count:
             self.counts[kind] = self.counts.get(kind, 0) + count
-            rows = [
-                f"row {row}{value}" for row, value in zip(numbers, shown or [""] * len(numbers), strict=True)
-            ]
+            rows = [f"row {row}{value}" for row, value in zip(numbers, shown or [""] * len(numbers), strict=True)]
             self.examples[kind] = (self.examples.get(kind, []) + rows)[:_SHOWN]
 
     def settle(self, on_bad_row: str) -> dict[str, int]:
@@ -57,8 +51,7 @@ class BadRows:
         if self.counts and on_bad_row == "error":
             total = sum(self.counts.values())
             lines = [
-                f"  {kind}: {', '.join(self.examples[kind])}"
-                + (f", ... ({count} in all)" if count > _SHOWN else "")
+                f"  {kind}: {', '.join(self.examples[kind])}" + (f", ... ({count} in all)" if count > _SHOWN else "")
                 for kind, count in self.counts.items()
             ]
             raise DataError(
@@ -125,9 +118,7 @@ def parse_times(
     series = pl.Series("time", column)
     missing = series.is_null().to_numpy()
     if series.dtype.is_temporal():
-        return series.cast(pl.Datetime("us")).cast(pl.Int64).fill_null(0).to_numpy(), {
-            "time is missing": missing
-        }
+        return series.cast(pl.Datetime("us")).cast(pl.Int64).fill_null(0).to_numpy(), {"time is missing": missing}
     if series.dtype == pl.String:
         missing = missing | (series.str.strip_chars() == "").fill_null(True).to_numpy()
         series, dates = _numbers_or_dates(series.str.strip_chars(), missing)
@@ -138,9 +129,7 @@ def parse_times(
                 "time is neither a number nor an ISO date": unreadable,
             }
     if not series.dtype.is_numeric():
-        raise DataError(
-            f"a time column of type {series.dtype} cannot be used: give numbers, dates or ISO strings."
-        )
+        raise DataError(f"a time column of type {series.dtype} cannot be used: give numbers, dates or ISO strings.")
     unreadable = (series.is_null() | ~series.is_finite().fill_null(False)).to_numpy() & ~missing
     numbers = series.fill_null(0).to_numpy()
     numbers = np.where(unreadable, 0, numbers).astype(numbers.dtype) if unreadable.any() else numbers
@@ -207,8 +196,6 @@ def check_catalogue(table: Table, id_column: str, bad: BadRows) -> pl.DataFrame:
 
 def catalogue_rows(ids: Ids, catalogue_ids: pl.Series) -> Int32[np.ndarray, " row"]:
     """For each row of `ids`, its index in the catalogue; -1 where the id is missing or unknown."""
-    found = pc.index_in(
-        ids.names.to_arrow().cast(pa.large_string()), catalogue_ids.to_arrow().cast(pa.large_string())
-    )
+    found = pc.index_in(ids.names.to_arrow().cast(pa.large_string()), catalogue_ids.to_arrow().cast(pa.large_string()))
     known = np.append(found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32), np.int32(-1))
     return known[ids.codes]

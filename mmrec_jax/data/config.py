@@ -71,9 +71,7 @@ class DataConfig:
             raise ConfigError("data.source is empty: name a directory, or 'sample:movielens_small'.")
         for key, allowed in _CHOICES.items():
             if getattr(self, key) not in allowed:
-                raise ConfigError(
-                    f"data.{key} is {getattr(self, key)!r}; it must be one of {', '.join(allowed)}."
-                )
+                raise ConfigError(f"data.{key} is {getattr(self, key)!r}; it must be one of {', '.join(allowed)}.")
         for key in ("user_core", "item_core", "max_length"):
             if getattr(self, key) < 0:
                 raise ConfigError(f"data.{key} is {getattr(self, key)}; it must be 0 (off) or more.")

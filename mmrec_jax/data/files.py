@@ -17,6 +17,8 @@ from mmrec_jax.errors import DataError
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 
+_LONGEST_RECORD = 1 << 24  # bytes: the parser cannot read longer ones
+
 
 @dataclass(frozen=True)
 class Table:
@@ -96,7 +98,9 @@ def read_text(path: Path, *, delimiter: str, header: bool = True, quoted: bool =
         table = pyarrow.csv.read_csv(
             path,
             # One thread: only then does the parser number the rows it leaves out.
-            read_options=pyarrow.csv.ReadOptions(use_threads=False, autogenerate_column_names=not header),
+            read_options=pyarrow.csv.ReadOptions(
+                use_threads=False, block_size=_LONGEST_RECORD, autogenerate_column_names=not header
+            ),
             parse_options=pyarrow.csv.ParseOptions(
                 delimiter=delimiter,
                 quote_char='"' if quoted else False,
@@ -126,21 +130,18 @@ def _read_parquet(path: Path, columns: list[str] | None) -> Table:
     return Table(path.name, table)
 
 
-class _Unquoted(csv.excel):
-    quoting = csv.QUOTE_NONE
-
-
 def _column_names(path: Path, delimiter: str, header: bool, quoted: bool) -> list[str]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as text:
-            dialect = csv.excel if quoted else _Unquoted
-            first = next(csv.reader(text, dialect, delimiter=delimiter), [])
+            if quoted:
+                first = next(csv.reader(text, delimiter=delimiter), [])
+            else:
+                line = text.readline().rstrip("\r\n")
+                first = line.split(delimiter) if line else []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
     if not first:
-        raise DataError(
-            f"{path} is empty{', or its first line is: put the column names there' if header else ''}."
-        )
+        raise DataError(f"{path} is empty{', or its first line is: put the column names there' if header else ''}.")
     if not header:
         return [f"f{index}" for index in range(len(first))]
     if len(set(first)) < len(first):

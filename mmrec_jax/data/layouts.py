@@ -75,18 +75,12 @@ def _directory(source: str) -> Path:
         samples = Path(__file__).resolve().parent.parent / "samples"
         directory = samples / source.removeprefix(SAMPLE_PREFIX)
         if not directory.is_dir():
-            there = sorted(
-                path.name for path in samples.glob("*") if (path / "interactions.parquet").exists()
-            )
-            raise ConfigError(
-                f"data.source={source!r} is no sample of this package; there is: {', '.join(there)}."
-            )
+            there = sorted(path.name for path in samples.glob("*") if (path / "interactions.parquet").exists())
+            raise ConfigError(f"data.source={source!r} is no sample of this package; there is: {', '.join(there)}.")
         return directory
     directory = Path(source).expanduser()
     if not directory.is_dir():
-        raise DataError(
-            f"data.source={source!r} is not a directory: give the folder that holds the interactions."
-        )
+        raise DataError(f"data.source={source!r} is not a directory: give the folder that holds the interactions.")
     return directory
 
 
@@ -133,9 +127,7 @@ def _one(directory: Path, key: str, named: str, *stems: str) -> Path:
             f"one with data.{key}."
         )
     if len(found) > 1:
-        raise DataError(
-            f"{directory} has {' and '.join(path.name for path in found)}: choose one with data.{key}."
-        )
+        raise DataError(f"{directory} has {' and '.join(path.name for path in found)}: choose one with data.{key}.")
     return found[0]
 
 
@@ -155,8 +147,8 @@ def _movielens(directory: Path, config: DataConfig) -> tuple[Path, Path | None]:
 
 def _sequences(directory: Path, config: DataConfig) -> tuple[Path, Path | None]:
     return (
-        _one(directory, "interactions_file", config.interactions_file, "users"),
-        _one(directory, "items_file", config.items_file, "items"),
+        _one(directory, "interactions_file", config.interactions_file or "users.tsv"),
+        _one(directory, "items_file", config.items_file or "items.tsv"),
     )
 
 

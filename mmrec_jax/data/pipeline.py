@@ -102,8 +102,7 @@ def _filter_and_split(config: DataConfig, read: ReadSource, steps: list[dict[str
     if not len(log):
         counts = "; ".join(f"{step['step']}: {step['interactions']} interactions" for step in steps)
         raise DataError(
-            f"nothing is left of {config.source} ({counts}): "
-            "lower data.min_rating, data.user_core or data.item_core."
+            f"nothing is left of {config.source} ({counts}): lower data.min_rating, data.user_core or data.item_core."
         )
     if config.split == "leave_one_out":
         split = splits.leave_one_out(log, config.max_length)

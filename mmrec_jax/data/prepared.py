@@ -128,8 +128,7 @@ class PreparedData:
         """The report in words, a line for each step."""
         report = self.report
         lines = [
-            f"{step['step']}: "
-            + ", ".join(f"{count:,} {what}" for what, count in step.items() if what != "step")
+            f"{step['step']}: " + ", ".join(f"{count:,} {what}" for what, count in step.items() if what != "step")
             for step in report["steps"]
         ]
         lines += [f"skipped {count:,} bad rows: {kind}" for kind, count in report["skipped"].items()]
@@ -175,7 +174,7 @@ def open_prepared(directory: Path | str) -> PreparedData:
         held = {name: len(part.values) for name, part in parts.items()}
         if held != manifest["events"] or any(len(part) != len(users) for part in parts.values()):
             raise ValueError(f"the records hold {held} events, the manifest says {manifest['events']}")
-    except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{directory} is damaged ({error}): remove it, and it is prepared anew.") from error
     return PreparedData(
         directory=directory,

@@ -79,9 +79,7 @@ def read_source(source: Source, config: DataConfig) -> ReadSource:
         DataError: a column is missing, or a row cannot be used (unless `config.on_bad_row` is "skip").
     """
     bad = BadRows()
-    events = (
-        _sequence_events(source, bad) if source.layout == "sequences" else _table_events(source, config, bad)
-    )
+    events = _sequence_events(source, bad) if source.layout == "sequences" else _table_events(source, config, bad)
     catalogue = _catalogue(source, events, bad)
     items = catalogue_rows(events.items, catalogue["item"])
     kept = _usable(events, items, source, bad)
@@ -104,7 +102,7 @@ def read_source(source: Source, config: DataConfig) -> ReadSource:
         records = np.sort(events.records[kept][order[repeated]])
         bad.add(
             events.table,
-            "user, item and time of an earlier row (data.repeated_events='keep' allows it)",
+            "repeats an earlier row (data.repeated_events='keep' allows it)",
             records,
         )
         log = log.take(~repeated) if len(records) else log
@@ -115,6 +113,8 @@ def read_source(source: Source, config: DataConfig) -> ReadSource:
 def unescape_html(series: pl.Series) -> pl.Series:
     """Replaces HTML entities that end in a semicolon, all in one pass ("&amp;lt;" becomes "&lt;")."""
     entities = series.str.extract_all(_ENTITY).explode().drop_nulls().unique().to_list()
+    if not entities:
+        return series
     return series.str.replace_many(entities, [html.unescape(entity) for entity in entities])
 
 
@@ -143,10 +143,8 @@ def _table_events(source: Source, config: DataConfig, bad: BadRows) -> _Events:
     wanted = [source.user, source.item, source.timestamp]
     wanted += [source.rating] if config.min_rating is not None else []
     wanted += [config.label_column] if config.label_column else []
-    if source.layout == "recbole":
-        table = _read_atomic(source.interactions)
-    else:
-        table = read_table(source.interactions, wanted)
+    path = source.interactions
+    table = _read_atomic(path) if source.layout == "recbole" else read_table(path, wanted)
     bad.add_malformed(table)
     times = table.column(source.timestamp, "timestamp_column")
     numbers, faults = parse_times(times)
@@ -208,8 +206,7 @@ def _read_atomic(path: Path) -> Table:
         name, colon, kind = typed.partition(":")
         if not colon or kind not in _RECBOLE_TYPES:
             raise DataError(
-                f"{path}: the header field {typed!r} must be `name:type`; "
-                f"types are {', '.join(_RECBOLE_TYPES)}."
+                f"{path}: the header field {typed!r} must be `name:type`; types are {', '.join(_RECBOLE_TYPES)}."
             )
         names.append(name)
     return replace(table, columns=table.columns.rename_columns(names))
@@ -223,10 +220,6 @@ def _catalogue(source: Source, events: _Events, bad: BadRows) -> pl.DataFrame:
         table = read_text(source.items, delimiter="\t", header=False, quoted=False)
         catalogue = check_catalogue(table, source.catalogue_item, bad)
         catalogue = catalogue.rename({"f1": "title"}, strict=False)
-        return (
-            catalogue.with_columns(unescape_html(catalogue["title"]))
-            if "title" in catalogue.columns
-            else catalogue
-        )
+        return catalogue.with_columns(unescape_html(catalogue["title"])) if "title" in catalogue.columns else catalogue
     table = _read_atomic(source.items) if source.layout == "recbole" else read_table(source.items)
     return check_catalogue(table, source.catalogue_item, bad)

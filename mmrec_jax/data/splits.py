@@ -118,9 +118,7 @@ def verify(split: Split) -> None:
     if log.times is not None:
         faulty[1:] |= same_user & (log.times[1:] < log.times[:-1])
     if split.report["kind"] == "temporal":
-        after_valid, after_test = (
-            log.times >= split.report[cut] for cut in ("valid from time", "test from time")
-        )
+        after_valid, after_test = (log.times >= split.report[cut] for cut in ("valid from time", "test from time"))
         faulty |= part != after_valid.astype(np.int8) + after_test
     else:
         held_out = np.bincount(log.users, part == VALID), np.bincount(log.users, part == TEST)
