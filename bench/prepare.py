@@ -25,21 +25,23 @@ GIB_LIMIT = 4
 FIRST_TIME, TIME_SPAN = 1_400_000_000, 300_000_000  # seconds since 1970
 
 
-def make_source(directory: Path, interactions: int, users: int, items: int, seed: int) -> None:
-    """Writes interactions.parquet, in no order, and items.parquet; few users and items have most events."""
+def make_source(directory: Path, suffix: str, interactions: int, users: int, items: int, seed: int) -> None:
+    """Writes the interactions, in no order, and items.parquet; few users and items have most events."""
     rng = np.random.default_rng(seed)
 
     def drawn(size: int) -> np.ndarray:
         share = np.cumsum(rng.lognormal(sigma=1.5, size=size))
         return np.searchsorted(share, rng.random(interactions) * share[-1]).astype(np.int32)
 
-    pl.DataFrame(
+    log = pl.DataFrame(
         {
             "user": drawn(users),
             "item": drawn(items),
             "timestamp": FIRST_TIME + rng.integers(0, TIME_SPAN, interactions),
         }
-    ).write_parquet(directory / "interactions.parquet")
+    )
+    path = directory / f"interactions.{suffix}"
+    log.write_parquet(path) if suffix == "parquet" else log.write_csv(path)
     names = [f"item number {item}" for item in range(items)]
     pl.DataFrame({"item": np.arange(items), "title": names}).write_parquet(directory / "items.parquet")
 
@@ -47,6 +49,7 @@ def make_source(directory: Path, interactions: int, users: int, items: int, seed
 def main() -> None:
     """Runs the benchmark; the exit code is 1 where a limit is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--format", choices=("parquet", "csv"), default="parquet")
     parser.add_argument("--interactions", type=int, default=10_000_000)
     parser.add_argument("--users", type=int, default=200_000)
     parser.add_argument("--items", type=int, default=100_000)
@@ -54,7 +57,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        sizes = (arguments.interactions, arguments.users, arguments.items, arguments.seed)
+        sizes = (arguments.format, arguments.interactions, arguments.users, arguments.items, arguments.seed)
         maker = multiprocessing.get_context("spawn").Process(target=make_source, args=(directory, *sizes))
         maker.start()
         maker.join()

@@ -85,9 +85,7 @@ def encode_ids(column: pa.ChunkedArray) -> Ids:
     """Numbers a column's ids by first appearance. Ids become strings, whole floats without ".0"."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    encoded = column.combine_chunks().dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks() if encoded.num_chunks != 1 else encoded.chunk(0)
+    encoded = column.dictionary_encode().combine_chunks()
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
     names = id_strings(pl.Series("item", encoded.dictionary))
     missing = (names.is_null() | (names == "")).to_numpy()
@@ -99,6 +97,7 @@ def encode_ids(column: pa.ChunkedArray) -> Ids:
 def id_strings(series: pl.Series) -> pl.Series:
     """Ids as strings, so that 7 in one file and "7" in another are the same id."""
     if series.dtype.is_float():
+        series = series.fill_nan(None)
         whole = series.cast(pl.Int64, strict=False)
         if bool((whole.cast(series.dtype) == series).fill_null(True).all()):
             series = whole
@@ -117,11 +116,12 @@ def parse_times(
     """
     series = pl.Series("time", column)
     missing = series.is_null().to_numpy()
-    if series.dtype.is_temporal():
+    if series.dtype in (pl.Date, pl.Datetime):
         return series.cast(pl.Datetime("us")).cast(pl.Int64).fill_null(0).to_numpy(), {"time is missing": missing}
     if series.dtype == pl.String:
-        missing = missing | (series.str.strip_chars() == "").fill_null(True).to_numpy()
-        series, dates = _numbers_or_dates(series.str.strip_chars(), missing)
+        text = series.str.strip_chars()
+        missing = missing | (text == "").fill_null(True).to_numpy()
+        series, dates = _numbers_or_dates(text)
         if dates:
             unreadable = series.is_null().to_numpy() & ~missing
             return series.fill_null(0).to_numpy(), {
@@ -142,14 +142,15 @@ def parse_times(
     }
 
 
-def _numbers_or_dates(text: pl.Series, missing: Bool[np.ndarray, " row"]) -> tuple[pl.Series, bool]:
-    present = len(text) - int(missing.sum())
+def _numbers_or_dates(text: pl.Series) -> tuple[pl.Series, bool]:
+    """Text as numbers, or as microseconds since 1970 if none of it is a number; null where it is neither."""
     whole = text.cast(pl.Int64, strict=False)
-    if whole.count() == present:
+    if whole.count() == len(text):
         return whole, False
     floats = text.cast(pl.Float64, strict=False)
+    floats = floats.set(~floats.is_finite(), None)
     if floats.count():
-        return floats, False
+        return (whole if whole.count() == floats.count() else floats), False
     plain = text.str.replace("T", " ", literal=True).str.strip_suffix("Z")
     dates = pl.DataFrame(
         {form: plain.str.to_datetime(form, strict=False, time_unit="us") for form in _DATE_FORMATS}

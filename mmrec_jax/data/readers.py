@@ -81,6 +81,11 @@ def read_source(source: Source, config: DataConfig) -> ReadSource:
     bad = BadRows()
     events = _sequence_events(source, bad) if source.layout == "sequences" else _table_events(source, config, bad)
     catalogue = _catalogue(source, events, bad)
+    if config.title_column not in ("title", *catalogue.columns):  # "title" may be absent: ids stand in for titles
+        raise DataError(
+            f"the catalogue has no column {config.title_column!r} (it has: {', '.join(catalogue.columns)}): set "
+            "data.title_column to the right one."
+        )
     items = catalogue_rows(events.items, catalogue["item"])
     kept = _usable(events, items, source, bad)
     steps: list[dict[str, Any]] = [{"step": f"read {source.interactions.name}", "interactions": len(kept)}]

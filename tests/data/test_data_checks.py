@@ -86,21 +86,22 @@ def test_all_faults_of_both_files_are_told_together(tables, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("interactions", "items", "said"),
+    ("interactions", "items", "said", "settings"),
     [
-        ("user,item\na,1\n", ITEMS, "no column 'timestamp' (it has: user, item): set data.timestamp_column"),
-        ("who,item,timestamp\na,1,1\n", ITEMS, "set data.user_column"),
-        (LOG, "id,title\n1,One\n", "items.csv has no column 'item' (it has: id, title)"),
-        (LOG, "item,title,title\n1,a,b\n", "names the columns title more than once"),
-        ("", ITEMS, "interactions.csv is empty"),
-        ("user,item,timestamp\n", ITEMS, "interactions.csv holds no record below its header"),
-        (LOG, "item,title\n", "items.csv holds no record below its header"),
-        ("user,item,timestamp\n\n\n", ITEMS, "interactions.csv holds no record below its header"),
+        ("user,item\na,1\n", ITEMS, "no column 'timestamp' (it has: user, item): set data.timestamp_column", {}),
+        ("who,item,timestamp\na,1,1\n", ITEMS, "set data.user_column", {}),
+        (LOG, "id,title\n1,One\n", "items.csv has no column 'item' (it has: id, title)", {}),
+        (LOG, ITEMS, "no column 'name' (it has: item, title): set data.title_column", {"title_column": "name"}),
+        (LOG, "item,title,title\n1,a,b\n", "names the columns title more than once", {}),
+        ("", ITEMS, "interactions.csv is empty", {}),
+        ("user,item,timestamp\n", ITEMS, "interactions.csv holds no record below its header", {}),
+        (LOG, "item,title\n", "items.csv holds no record below its header", {}),
+        ("user,item,timestamp\n\n\n", ITEMS, "interactions.csv holds no record below its header", {}),
     ],
 )
-def test_a_file_that_lacks_a_column_or_records_is_an_error(tables, tmp_path, interactions, items, said):
+def test_a_file_that_lacks_a_column_or_records_is_an_error(tables, tmp_path, interactions, items, said, settings):
     with pytest.raises(DataError) as error:
-        prepare(tables(interactions, items), tmp_path / "out")
+        prepare(tables(interactions, items, **settings), tmp_path / "out")
     assert said in str(error.value)
 
 

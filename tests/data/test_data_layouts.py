@@ -213,6 +213,25 @@ def test_times_may_be_numbers_of_any_unit_or_iso_dates(tables, tmp_path, times, 
     assert prepared.history("a").tolist() == order
 
 
+def test_a_skipped_time_leaves_the_others_exact(tables, tmp_path):
+    # Two nanoseconds since 1970 that are the same number in float64.
+    log = "user,item,timestamp\na,1,1700000000000000002\na,2,1700000000000000001\na,3,inf\na,3,1.5x\na,3,\n"
+    prepared = prepare(tables(log, "item,title\n1,a\n2,b\n3,c\n", on_bad_row="skip"), tmp_path / "out")
+    assert prepared.titles(prepared.history("a")) == ["b", "a"]
+    assert sum(prepared.report["skipped"].values()) == 3
+
+
+def test_a_missing_id_in_a_column_of_floats_is_missing(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    log, items = frames()
+    ids = [float(item) for item in log["item"][:-1]] + [float("nan")]
+    log.with_columns(pl.Series("item", ids)).write_parquet(source / "interactions.parquet")
+    items.write_parquet(source / "items.parquet")
+    with pytest.raises(DataError, match="item id is missing: row 7"):
+        prepare(DataConfig(source=str(source), user_core=0), tmp_path / "out")
+
+
 def test_typed_dates_in_parquet_are_times(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
