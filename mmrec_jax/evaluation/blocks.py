@@ -70,7 +70,7 @@ def user_blocks(
         EvaluationError: a vector is not finite, or so large that a score could overflow.
     """
     bound = _largest_item_norm(item_vectors)
-    inner = inner_block(user_block, item_vectors.shape[0])
+    inner = inner_block(min(user_block, count), item_vectors.shape[0])
     size = min(-(-user_block // inner), -(-count // inner)) * inner
     capacity = _pair_capacity(seen, inner)
     for start in range(0, count, size):
@@ -87,11 +87,15 @@ def array_producer(vectors: Float[Array, "user width"] | Float[np.ndarray, "user
     return lambda users: held[users]
 
 
-def inner_block(user_block: int, rows: int) -> int:
-    """How many users to score at once: a power of two, at least 8, at most `user_block` rounded up to one."""
+def inner_block(users: int, rows: int) -> int:
+    """How many of `users` to score at once: a power of two, at least 8.
+
+    Below 32 users a matrix product over a large catalogue waits for memory (a CPU took twice as long with 8), so that
+    many are scored together even where their scores do not fit the cache.
+    """
     budget = SCORES_BYTES.get(jax.default_backend(), SCORES_BYTES_ACCELERATOR)
-    fitting = max(8, budget // (4 * rows))
-    return min(2 ** int(math.log2(fitting)), 2 ** math.ceil(math.log2(max(user_block, 8))))
+    fitting = max(32, budget // (4 * rows))
+    return min(2 ** int(math.log2(fitting)), 2 ** math.ceil(math.log2(max(users, 8))))
 
 
 def _pair_capacity(seen: Ragged | None, inner: int) -> int:

@@ -34,7 +34,7 @@ def slice_table(results: Mapping[str, EvaluationResult], metric: str | None = No
     grid = Table(title=f"{metric} by slice")
     for heading in ("by", "slice"):
         grid.add_column(heading)
-    for heading in ("examples", *results):
+    for heading in ("count", *results):
         grid.add_column(heading, justify="right")
     for row in _slice_rows(results, metric):
         grid.add_row(*row)
@@ -44,7 +44,7 @@ def slice_table(results: Mapping[str, EvaluationResult], metric: str | None = No
 def slice_markdown(results: Mapping[str, EvaluationResult], metric: str | None = None) -> str:
     """The same as a Markdown table."""
     rows = _slice_rows(results, metric or _default_metric(results))
-    return _markdown(["by", "slice", "examples", *results], rows)
+    return _markdown(["by", "slice", "count", *results], rows)
 
 
 def difference_table(found: Mapping[str, Difference], *, title: str = "", metrics: Sequence[str] = SHOWN) -> Table:
@@ -83,12 +83,13 @@ def _cell(result: EvaluationResult, name: str) -> str:
 
 
 def _slice_rows(results: Mapping[str, EvaluationResult], metric: str) -> list[list[str]]:
-    """One row a slice that any result has; empty where a result was not sliced so."""
+    """One row a slice with examples in any result; empty where a result was not sliced so."""
     counts = {
         (title, name): group["count"]
         for result in results.values()
         for title, groups in result.slices.items()
         for name, group in groups.items()
+        if group["count"]
     }
     rows = []
     for (title, name), count in counts.items():

@@ -43,14 +43,14 @@ def by_popularity(popularity: Int[np.ndarray, " row"], targets: Int[np.ndarray, 
     interactions = counts * items
     more_popular = (interactions.sum() - np.cumsum(interactions)) / max(interactions.sum(), 1)
     group = np.where(counts == 0, 0, 3 - np.minimum(np.floor(3 * more_popular), 2)).astype(np.int64)
-    return Slicing("item popularity", ("new", "tail", "mid", "head"), group[inverse][targets - 1])
+    return Slicing("popularity", ("new", "tail", "mid", "head"), group[inverse][targets - 1])
 
 
 def by_history_length(lengths: Int[np.ndarray, " example"], edges: Sequence[int]) -> Slicing:
     """By the number of events before the held-out one; a bucket begins at 0 and at each edge."""
     lower = [0, *edges]
     names = [_span(low, high - 1) for low, high in zip(lower, edges, strict=False)] + [f"{lower[-1]}+"]
-    return Slicing("history length", tuple(names), np.searchsorted(edges, lengths, side="right"))
+    return Slicing("history", tuple(names), np.searchsorted(edges, lengths, side="right"))
 
 
 def by_modalities(present: Mapping[str, Bool[np.ndarray, " row"]], targets: Int[np.ndarray, " example"]) -> Slicing:

@@ -90,11 +90,11 @@ def test_the_model_reads_the_last_items_and_the_mask_covers_all():
 def test_slices_and_intervals_are_reported_with_counts():
     present = {"text": np.array([0, 1, 1, 1, 1, 1, 1], bool), "image": np.array([0, 1, 0, 0, 0, 0, 0], bool)}
     result = evaluate(PopularityScorer(POPULARITY), EXAMPLES, POPULARITY, length=2, config=CONFIG, present=present)
-    assert result.slices["history length"]["2+"]["count"] == 2
+    assert result.slices["history"]["2+"]["count"] == 2
     assert result.slices["modalities"]["image+text"] == {"count": 1} | dict.fromkeys(
         [f"{m}@{k}" for m in ("HR", "NDCG", "MRR", "Recall") for k in (1, 3)], 1.0
     )
-    assert sum(group["count"] for group in result.slices["item popularity"].values()) == 4
+    assert sum(group["count"] for group in result.slices["popularity"].values()) == 4
     assert result.intervals["HR@1"].low <= result.metrics["HR@1"] <= result.intervals["HR@1"].high
 
 
@@ -135,7 +135,7 @@ def test_reports_show_models_side_by_side_in_percent():
     assert lines[0] == "| metric | popularity | model |"
     assert lines[2].startswith("| HR@1 | 50.00 (")
     assert [line.split(" ")[1] for line in lines[2:]] == ["HR@1", "Popularity@1", "HR@3", "Popularity@3"]
-    assert "| item popularity | head | 1 | 100.00 | " in slice_markdown(results, "HR@3")
+    assert "| popularity | head | 1 | 100.00 | " in slice_markdown(results, "HR@3")
     assert "NDCG@1 by slice" in rendered(slice_table(results))
     assert "+0.00 to +100.00" in rendered(difference_table(compare(popular, model)))
 
