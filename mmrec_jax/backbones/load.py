@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -47,7 +48,14 @@ class Backbone:
 
     def hidden_states(self, inputs: Tokens | Array) -> tuple[Array, ...]:
         """Every layer's hidden states [batch token width], 0 being the embedding output."""
-        return tuple(jnp.asarray(state) for state in self.model.apply({"params": self.params}, inputs))
+        return _apply(self.model, self.params, inputs)
+
+
+@partial(jax.jit, static_argnums=0)
+def _apply(model: nn.Module, params: Params, inputs: Tokens | Array) -> tuple[Array, ...]:
+    states = model.apply({"params": params}, inputs)
+    assert isinstance(states, tuple)
+    return states
 
 
 def load(

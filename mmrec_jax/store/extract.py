@@ -114,10 +114,8 @@ def _refuse_gaps(name: str, report: ModalityReport, share: float) -> None:
             f"more than the allowed share of {share:g} ({examples}). See {REPORT} in the store; mend the "
             "media and run again, or raise max_failure_share"
         )
-    if report.items and not report.present:
-        raise StoreError(
-            f"modality {name}: not one of {report.items} items has it: check its template or column"
-        )
+    if report.items and not report.present and share < 1:
+        raise StoreError(f"modality {name}: not one of {report.items} items has it: check its template or column")
 
 
 class _Extraction:
@@ -142,10 +140,7 @@ class _Extraction:
         started = time.perf_counter()
         known = {name: name in self.store.modalities for name in self.group}
         pending = {
-            name: self.store.status(name)[self.rows] == PENDING
-            if known[name]
-            else np.ones(len(self.rows), bool)
-            for name in self.group
+            name: self._unfinished(name) if known[name] else np.ones(len(self.rows), bool) for name in self.group
         }
         waiting = np.any(list(pending.values()), axis=0)
         if waiting.any() or not all(known.values()):
@@ -178,9 +173,7 @@ class _Extraction:
 
     def _load(self) -> Backbone:
         named = self.any.backbone
-        backbone = load(
-            self.mirrors.get(named, named), revision=self.any.revision, max_tokens=self.any.max_tokens
-        )
+        backbone = load(self.mirrors.get(named, named), revision=self.any.revision, max_tokens=self.any.max_tokens)
         if backbone.family.kind != self.any.kind:
             raise BackboneError(
                 f"{', '.join(self.group)}: {named} encodes {backbone.family.kind}, but the modality's kind "
@@ -244,9 +237,7 @@ class _Extraction:
         following = None
         for number, here in enumerate(places):
             now = following or ahead.submit(reader, self.catalogue[here])
-            following = (
-                ahead.submit(reader, self.catalogue[places[number + 1]]) if number + 1 < len(places) else None
-            )
+            following = ahead.submit(reader, self.catalogue[places[number + 1]]) if number + 1 < len(places) else None
             yield here, now.result()
 
     def _commit(
@@ -262,9 +253,12 @@ class _Extraction:
         status = np.full(len(places), PRESENT, np.uint8)
         status[~readable] = [FAILED if r.failed else ABSENT for r in reasons.values()]
         for name, found in zip(self.group, states, strict=True):
+            # A modality that is finished here stays as it is when it is encoded along with a later one.
+            new = pending[name][places]
+            if not new.any():
+                continue
             full = np.zeros((len(places), *found.shape[1:]), np.float32)
             full[readable] = found
-            new = pending[name][places]
             self._note(name, {self.catalogue["item"][int(p)]: r.reason for p, r in reasons.items()})
             self.store.write(name, self.rows[places[new]], full[new], status[new])
 

@@ -77,9 +77,7 @@ class HiddenStateStore:
         if not isinstance(content, dict) or not isinstance(items, list):
             raise StoreError(f"there is no hidden-state store at {location}: make it with --mode=extract")
         if content.get("format") != FORMAT:
-            raise StoreError(
-                f"store {location} has format {content.get('format')!r}; this version reads {FORMAT}"
-            )
+            raise StoreError(f"store {location} has format {content.get('format')!r}; this version reads {FORMAT}")
         infos = {
             name: ModalityInfo(**{**info, "layers": tuple(info["layers"])})
             for name, info in content["modalities"].items()
@@ -176,9 +174,7 @@ class HiddenStateStore:
                 found.append(f"{name}: the store has only {', '.join(self.modalities) or 'no modality'}")
                 continue
             info = self.modalities[name]
-            found += [
-                f"{name}: {difference}" for difference in differences(config, info.fingerprint, info.layers)
-            ]
+            found += [f"{name}: {difference}" for difference in differences(config, info.fingerprint, info.layers)]
         if found:
             raise StoreMismatchError(
                 f"the hidden-state store {self.location} does not fit the config: {'; '.join(found)}. "
@@ -221,9 +217,7 @@ class HiddenStateStore:
         info = self.modalities[self._known(name)]
         wanted = resolve_layers(layers, info.fingerprint["depth"], f"modality {name}")
         if lacking := [layer for layer in wanted if layer not in info.layers]:
-            raise StoreError(
-                f"modality {name}: layers {lacking} are not stored; stored are {list(info.layers)}"
-            )
+            raise StoreError(f"modality {name}: layers {lacking} are not stored; stored are {list(info.layers)}")
         return [info.layers.index(layer) for layer in wanted]
 
     def _load(self, name: str, kind: str, rows: np.ndarray, layers: list[int]) -> tuple[jax.Array, ...]:
@@ -251,7 +245,7 @@ class HiddenStateStore:
     def _require_finite(self, name: str, states: np.ndarray, rows: np.ndarray) -> None:
         if states.dtype.kind == "i":
             return
-        finite = np.isfinite(states.astype(np.float32, copy=False)).reshape(len(states), -1).all(axis=1)
+        finite = np.isfinite(states.astype(np.float32, copy=False)).all(axis=tuple(range(1, states.ndim)))
         if not finite.all():
             bad = np.asarray(rows)[~finite]
             raise StoreError(
@@ -288,8 +282,7 @@ class HiddenStateStore:
     def _known(self, name: str) -> str:
         if name not in self.modalities:
             raise StoreError(
-                f"store {self.location} has no modality {name!r}; it has "
-                f"{', '.join(self.modalities) or 'none'}"
+                f"store {self.location} has no modality {name!r}; it has {', '.join(self.modalities) or 'none'}"
             )
         return name
 

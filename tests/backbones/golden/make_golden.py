@@ -1,0 +1,140 @@
+"""Makes the golden files beside it from transformers + torch (the `parity` extra); run it to renew them.
+
+    python tests/backbones/golden/make_golden.py [SHARED/weights]
+
+Each NAME.safetensors holds `weights/...` (a checkpoint as transformers saves it), `inputs/...` and `states/LAYER` of a
+small random model, with its config.json in the metadata. With the shared weights' folder, `real_NAME.safetensors`
+holds inputs and states of the real models, for some tokens only.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+HERE = Path(__file__).resolve().parent
+BERT = {
+    "vocab_size": 60,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "max_position_embeddings": 24,
+    "initializer_range": 0.3,
+}
+IMAGE = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": 28,
+    "patch_size": 7,
+    "initializer_range": 0.3,
+}
+CASES = {
+    "bert": (transformers.BertConfig(**BERT), transformers.BertModel),
+    "bert_masked_lm": (
+        transformers.BertConfig(**BERT, hidden_act="gelu_new", layer_norm_eps=1e-5),
+        transformers.BertForMaskedLM,
+    ),
+    "vit": (transformers.ViTConfig(**IMAGE, intermediate_size=36, qkv_bias=False), transformers.ViTModel),
+    "dinov2": (transformers.Dinov2Config(**IMAGE, mlp_ratio=2), transformers.Dinov2Model),
+    "dinov2_swiglu": (transformers.Dinov2Config(**IMAGE, use_swiglu_ffn=True), transformers.Dinov2Model),
+}
+SIZES = ((28, 28), (38, 44))  # the size of the config, and one that is no multiple of a patch
+
+
+def randomise(model: torch.nn.Module, generator: torch.Generator) -> None:
+    """Gives norms, biases and layer scales values that a wrong mapping would show."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1 or "lambda" in name:
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data = 0.5 * noise if name.endswith("bias") else 1 + 0.3 * noise
+
+
+def text_inputs(vocabulary: int, rows: int, length: int) -> dict[str, np.ndarray]:
+    """Token ids of different lengths, padded on the right with 0."""
+    rng = np.random.default_rng(0)
+    lengths = np.linspace(length, 2, rows).astype(int)
+    mask = np.arange(length) < lengths[:, None]
+    return {"ids": np.where(mask, rng.integers(1, vocabulary, (rows, length)), 0).astype(np.int32), "mask": mask}
+
+
+def states_of(model: torch.nn.Module, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Every hidden state, and the last one as the model gives it out."""
+    if "ids" in inputs:
+        named = {"input_ids": torch.tensor(inputs["ids"]).long(), "attention_mask": torch.tensor(inputs["mask"]).long()}
+    else:
+        named = {"pixel_values": torch.tensor(inputs["pixels"].transpose(0, 3, 1, 2))}
+        if model.config.model_type == "vit":
+            named["interpolate_pos_encoding"] = True
+    with torch.no_grad():
+        output = model(**named, output_hidden_states=True)
+    found = {f"states/{i}": state.numpy() for i, state in enumerate(output.hidden_states)}
+    return found | {"last": output.last_hidden_state.numpy()}
+
+
+def write(name: str, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Saves a golden file."""
+    tensors = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+    save_file(tensors, HERE / f"{name}.safetensors", metadata)
+
+
+def tiny(name: str) -> None:
+    """A small random model with its checkpoint."""
+    config, kind = CASES[name]
+    torch.manual_seed(0)
+    whole = kind(config).eval()
+    randomise(whole, torch.Generator().manual_seed(1))
+    with tempfile.TemporaryDirectory() as folder:
+        whole.save_pretrained(folder)
+        weights = load_file(Path(folder) / "model.safetensors")
+        saved = json.loads((Path(folder) / "config.json").read_text())
+    model = whole.base_model
+    tensors = {f"weights/{key}": value for key, value in weights.items()}
+    if config.model_type == "bert":
+        cases = [text_inputs(config.vocab_size, rows=4, length=11)]
+    else:
+        rng = np.random.default_rng(0)
+        cases = [{"pixels": rng.normal(size=(2, *size, 3)).astype(np.float32)} for size in SIZES]
+    for number, inputs in enumerate(cases):
+        made = {f"inputs/{key}": value for key, value in inputs.items()} | states_of(model, inputs)
+        tensors |= {f"{number}/{key}": value for key, value in made.items()}
+    write(name, tensors, {"config": json.dumps(saved)})
+
+
+def real(name: str, weights: Path) -> None:
+    """A real model's states for a few tokens."""
+    model = transformers.AutoModel.from_pretrained(weights / name, dtype=torch.float32).eval()
+    if model.config.model_type == "bert":
+        tokenizer = transformers.AutoTokenizer.from_pretrained(weights / name)
+        texts = ["Stainless steel caliper, 6 inch / 150 mm", "Schutzbrille für Labor & Werkstatt", "棚"]
+        made = tokenizer(texts, padding=True, return_tensors="np")
+        inputs = {"ids": made["input_ids"].astype(np.int32), "mask": made["attention_mask"].astype(bool)}
+        keep, extra = list(range(0, inputs["ids"].shape[1], 4)), {"texts": json.dumps(texts)}
+    else:
+        grid = np.mgrid[:224, :210].astype(np.float32) / 40
+        pixels = np.stack([np.sin(grid[0]), np.cos(grid[1]), np.sin(grid.sum(0))], axis=-1)[None]
+        inputs, keep, extra = {"pixels": pixels.astype(np.float32)}, [0, 1, 97, 239], {}
+    states = {key: value[:, keep] for key, value in states_of(model, inputs).items()}
+    write(
+        f"real_{name}",
+        {"0/inputs/" + key: value for key, value in inputs.items() if key != "pixels"}
+        | {f"0/{key}": value for key, value in states.items()}
+        | {"tokens": np.asarray(keep)},
+        extra,
+    )
+
+
+if __name__ == "__main__":
+    for case in CASES:
+        tiny(case)
+    for folder in sys.argv[1:]:
+        for case in ("minilm-l6", "dinov2-small"):
+            real(case, Path(folder))

@@ -1,0 +1,208 @@
+"""Raw media to a backbone's inputs: odd and broken images, texts, and paths that must stay inside."""
+
+from __future__ import annotations
+
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from mmrec_jax.backbones.config import ExtractionConfig, ModalityConfig, resolve_layers
+from mmrec_jax.backbones.image import MediaError, centre_crop, read_image, read_image_preprocessor
+from mmrec_jax.backbones.load import load
+from mmrec_jax.backbones.media import Missing, image_inputs, inside, text_inputs
+from mmrec_jax.backbones.text import fill_template
+from mmrec_jax.errors import BackboneError, ConfigError
+from tests.tiny_backbones import write_backbone
+
+PIXELS = 1_000_000
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def colour(image: Image.Image, x: int, y: int) -> tuple[int, ...]:
+    value = image.getpixel((x, y))
+    assert isinstance(value, tuple)
+    return value
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    image = Image.new("RGB", (40, 20), RED)
+    image.paste(BLUE, (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned clockwise by 90 degrees
+    image.save(tmp_path / "a.png", exif=exif)
+    read = read_image(tmp_path / "a.png", PIXELS)
+    assert read.size == (20, 40)
+    assert colour(read, 10, 2) == BLUE
+    assert colour(read, 10, 38) == RED
+
+
+def test_cmyk_palette_alpha_grey_and_wide_images_become_rgb(tmp_path: Path) -> None:
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "cmyk.tiff")
+    Image.new("P", (8, 8), 0).save(tmp_path / "palette.png")
+    Image.new("RGBA", (8, 8), (0, 0, 255, 0)).save(tmp_path / "alpha.png")
+    Image.new("LA", (8, 8), (0, 255)).save(tmp_path / "grey.png")
+    Image.fromarray(np.full((8, 8), 32768, np.uint16)).save(tmp_path / "wide.png")
+    transparent = Image.new("P", (8, 8), 3)
+    transparent.putpalette([0, 0, 0] * 3 + list(GREEN))
+    transparent.save(tmp_path / "gone.png", transparency=3)
+    colours = {path.stem: colour(read_image(path, PIXELS), 4, 4) for path in tmp_path.iterdir()}
+    assert colours["cmyk"] == RED
+    assert colours["alpha"] == WHITE
+    assert colours["gone"] == WHITE
+    assert colours["grey"] == (0, 0, 0)
+    assert colours["wide"] == (127, 127, 127)
+    assert colours["palette"] == (0, 0, 0)
+
+
+def test_the_first_frame_of_an_animation_is_taken(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), c) for c in (GREEN, RED, BLUE)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert colour(read_image(tmp_path / "a.gif", PIXELS), 4, 4) == GREEN
+
+
+def test_broken_images_are_a_reason_each(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8))
+    noise.save(tmp_path / "whole.jpg")
+    noise.save(tmp_path / "whole.png")
+    for name in ("whole.jpg", "whole.png"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / f"cut_{name}").write_bytes(content[: len(content) // 2])
+    (tmp_path / "zero.jpg").touch()
+    (tmp_path / "text.jpg").write_text("<html>not found</html>")
+    reasons = {
+        "cut_whole.jpg": "broken image",
+        "cut_whole.png": "broken image",
+        "zero.jpg": "empty file",
+        "text.jpg": "not an image",
+        "none.jpg": "file not found",
+        "whole.jpg": "too large: 64 x 64 pixels, at most 4095",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(MediaError, match=reason):
+            read_image(tmp_path / name, PIXELS if "cut" in name else 4095)
+
+
+def test_the_pixel_bound_holds_before_pixels_are_decoded(tmp_path: Path) -> None:
+    # A PNG header that claims 9,000 x 9,000 pixels, with nothing behind it.
+    Image.new("L", (1, 1)).save(tmp_path / "bomb.png")
+    content = bytearray((tmp_path / "bomb.png").read_bytes())
+    content[16:24] = (9_000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    (tmp_path / "bomb.png").write_bytes(bytes(content))
+    with pytest.raises(MediaError, match="too large: 9000 x 9000 pixels, at most 1000000"):
+        read_image(tmp_path / "bomb.png", PIXELS)
+
+
+@pytest.mark.parametrize("path", ["../secret.jpg", "a/../../secret.jpg", "/etc/passwd", "link/secret.jpg", "a\0b"])
+def test_media_paths_stay_inside_the_media_root(path: str, tmp_path: Path) -> None:
+    root = tmp_path / "media"
+    root.mkdir()
+    (tmp_path / "secret.jpg").touch()
+    (root / "link").symlink_to(tmp_path)
+    with pytest.raises(MediaError, match=r"media root"):
+        inside(root, path)
+    assert inside(root, "posters/../a.jpg") == root / "a.jpg"
+
+
+def test_each_item_gets_pixels_or_a_reason(tmp_path: Path) -> None:
+    preprocess = load(str(write_backbone(tmp_path / "vit", "vit"))).preprocess
+    Image.new("RGB", (50, 40), RED).save(tmp_path / "1.png")
+    (tmp_path / "2.png").touch()
+    catalogue = pl.DataFrame({"item": ["1", "2", "3", "4"], "cover": ["1.png", "2.png", None, "../4.png"]})
+    modality = ModalityConfig("image", "x", column="cover")
+    with ThreadPoolExecutor(2) as threads:
+        made = image_inputs(modality, preprocess, catalogue, tmp_path, PIXELS, threads)
+    assert isinstance(made[0], np.ndarray)
+    assert made[0].shape == (28, 28, 3)
+    np.testing.assert_allclose(made[0][5, 5], [(1 - 0.5) / 0.2, -0.4 / 0.25, -0.3 / 0.3], rtol=1e-5)
+    assert [m.failed for m in made[1:] if isinstance(m, Missing)] == [True, False, True]
+
+
+def test_texts_lose_html_entities_and_empty_ones_are_missing(tmp_path: Path) -> None:
+    preprocess = load(str(write_backbone(tmp_path)), max_tokens=6).preprocess
+    catalogue = pl.DataFrame({"item": ["1", "2", "3", "4"], "title": ["a &amp; b", "  ", None, "abcdefgh"]})
+    made = text_inputs(ModalityConfig("text", "x", template="{title}"), preprocess, catalogue)
+    assert isinstance(made[0], np.ndarray)
+    assert made[0].tolist() == [2, 8, 4, 9, 3]
+    assert made[1] == made[2] == Missing("empty text", failed=False)
+    assert isinstance(made[3], np.ndarray)
+    assert len(made[3]) == 6
+    assert made[3][-1] == 3
+
+
+def test_a_template_joins_columns_of_any_type_and_is_empty_only_where_all_are() -> None:
+    catalogue = pl.DataFrame({"title": ["A", None, None], "year": [1999, 2000, None]})
+    assert fill_template("{title} ({year})", catalogue) == ["A (1999)", "(2000)".rjust(7), ""]
+    assert fill_template("{{x}} {title}", catalogue) == ["{x} A", "", ""]
+    with pytest.raises(ConfigError, match=r"names the column 'plot', which the catalogue lacks; it has title, year"):
+        fill_template("{plot}", catalogue)
+
+
+@pytest.mark.parametrize("template", ["no column", "{title.__class__}", "{title!r}", "{title:>5}", "{0[a]}", "{", "{}"])
+def test_a_template_holds_plain_column_names_only(template: str) -> None:
+    with pytest.raises(ConfigError, match="template"):
+        ModalityConfig("text", "x", template=template)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "smell"}, "kind 'smell'"),
+        ({"template": ""}, "needs `template`"),
+        ({"template": "{a}", "pooling": "max"}, "pooling 'max'"),
+        ({"template": "{a}", "layers": (2, 1)}, "ascending"),
+        ({"template": "{a}", "layers": (-1,)}, "negative"),
+        ({"template": "{a}", "backbone": ""}, "needs a backbone"),
+        ({"template": "{a}", "max_tokens": 2}, "max_tokens is 2"),
+        ({"template": "{a}", "column": "b"}, "are for images"),
+        ({"kind": "image"}, "exactly one of"),
+        ({"kind": "image", "column": "a", "path_template": "{a}"}, "exactly one of"),
+        ({"kind": "image", "column": "a", "template": "{a}"}, "is for text"),
+    ],
+)
+def test_impossible_modalities_are_refused(values: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ModalityConfig(**values)
+
+
+@pytest.mark.parametrize("values", [{"dtype": "float16"}, {"text_batch": 0}, {"max_failure_share": 5.0}])
+def test_impossible_extraction_settings_are_refused(values: dict) -> None:
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        ExtractionConfig(**values)
+
+
+def test_no_layers_mean_every_second_one() -> None:
+    assert resolve_layers((), 6, "m") == (0, 2, 4, 6)
+    assert resolve_layers((1, 6), 6, "m") == (1, 6)
+    with pytest.raises(ConfigError, match=r"m: layer 7 .* hidden states 0 to 6"):
+        resolve_layers((1, 7), 6, "m")
+
+
+def test_a_crop_larger_than_the_image_is_filled_with_zeros() -> None:
+    pixels = np.ones((3, 6, 1), np.uint8)
+    cropped = centre_crop(pixels, (5, 4))
+    assert cropped.shape == (5, 4, 1)
+    assert cropped[:, 0, 0].tolist() == [0, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        ('{"image_processor_type": "OwlViTImageProcessor"}', "'OwlViTImageProcessor' is unknown"),
+        ('{"image_processor_type": "ViTImageProcessor", "size": {"longest_edge": 5}}', "not usable"),
+        ('{"image_processor_type": "ViTImageProcessor", "resample": 9}', "not usable"),
+    ],
+)
+def test_an_image_processor_that_is_unknown_or_incomplete_is_an_error(
+    content: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(BackboneError, match=message):
+        read_image_preprocessor(tmp_path)

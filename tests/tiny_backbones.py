@@ -1,0 +1,61 @@
+"""Small backbones in Hugging Face layout, made from the golden files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+GOLDEN = Path(__file__).resolve().parent / "backbones" / "golden"
+
+
+def golden(name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """A golden file's tensors and metadata."""
+    with safe_open(GOLDEN / f"{name}.safetensors", framework="numpy") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def golden_weights(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The checkpoint inside a golden file."""
+    return {key.removeprefix("weights/"): value for key, value in tensors.items() if key.startswith("weights/")}
+
+
+def write_backbone(folder: Path, name: str = "bert", weights: dict[str, np.ndarray] | None = None, **changes) -> Path:
+    """A backbone's folder with a golden file's weights, or others; `changes` go into config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors, metadata = golden(name)
+    config = {**json.loads(metadata["config"]), **changes}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(golden_weights(tensors) if weights is None else weights, folder / "model.safetensors")
+    if name.startswith("bert"):
+        write_tokenizer(folder / "tokenizer.json")
+    else:
+        processor = {
+            "image_processor_type": "BitImageProcessor",
+            "size": {"shortest_edge": 32},
+            "crop_size": {"height": 28, "width": 28},
+            "resample": 3,
+            "image_mean": [0.5, 0.4, 0.3],
+            "image_std": [0.2, 0.25, 0.3],
+        }
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+def write_tokenizer(path: Path) -> None:
+    """A word-piece tokenizer of letters, with as many tokens as the golden BERT has embeddings (60)."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    letters = [chr(ord("a") + i) for i in range(26)]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "&", ".", ",", "!", *letters, *(f"##{letter}" for letter in letters)]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(path))
