@@ -25,7 +25,8 @@ class TrainingConfig:
             beginning of a parameter's '/'-joined path, so a plain path prefix is one too.
         beta1, beta2, epsilon: Adam's.
         weight_decay: decoupled decay of matrices (leaves of two and more axes); needs `adamw`.
-        clip_norm: global gradient norm above which gradients are scaled down; 0 is off.
+        clip_norm: global gradient norm above which gradients are scaled down; 0 is off. With it, the
+            norm is among the training metrics.
         schedule: `constant`, `cosine` (to `final_fraction` at the last step) or `exponential` (times `decay`
             each epoch, not below `final_fraction`); a factor on all learning rates.
         warmup_steps: steps over which the learning rates rise linearly from 0.

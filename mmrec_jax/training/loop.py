@@ -22,7 +22,7 @@ from mmrec_jax.training.checkpoints import FOLDER, Checkpoint, Checkpoints, out_
 from mmrec_jax.training.config import TrainingConfig
 from mmrec_jax.training.optimizers import build_optimizer
 from mmrec_jax.training.progress import RunProgress
-from mmrec_jax.training.step import TrainState, TrainStep, check_finite, fetch_window
+from mmrec_jax.training.step import TrainState, TrainStep, check_finite, fetch_window, seed_keys
 from mmrec_jax.training.task import Stream, Task
 from mmrec_jax.training.trees import host_copy, like, named_leaves
 from mmrec_jax.training.writers import MetricsCsv, TensorBoardEvents, Writer, learning_curve
@@ -189,12 +189,12 @@ class _Run:
     def _begin(self, warm_start: Params | None) -> TrainState:
         """The state to start from: fresh, warm-started or of the newest sound checkpoint."""
         found = self.checkpoints.resume()
-        init_key = jax.random.split(jax.random.key(self.config.seed))[0]
-        params = self.task.init(init_key, self.frozen) if warm_start is None else warm_start
+        params = self.task.init(seed_keys(self.config.seed)[0], self.frozen) if warm_start is None else warm_start
         if found is not None:
             self._check_same_run(found[0], params)
         optimizer = build_optimizer(self.config, params, self.stream.batches_per_epoch)
-        self.step = TrainStep(self.task, optimizer, self.config.seed, self.config.ema_decay)
+        clips = self.config.clip_norm > 0  # which needs the norm of the gradient anyway
+        self.step = TrainStep(self.task, optimizer, self.config.seed, self.config.ema_decay, gradient_norm=clips)
         batches = list(self.stream.warmup_batches())
         state = self.step.init(params, self.frozen, batches[0])
         if found is not None:

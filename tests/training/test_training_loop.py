@@ -124,7 +124,7 @@ def test_the_order_is_evaluate_then_save_then_next_batch(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("bad_step", [0, 4, 13])
 def test_values_that_are_not_finite_stop_the_run_before_they_are_saved(tmp_path, bad_step):
-    with pytest.raises(TrainingError, match=rf"Step {bad_step + 1} \(epoch {bad_step // 7 + 1}\): the loss was not"):
+    with pytest.raises(TrainingError, match=rf"Step {bad_step + 1} \(epoch {bad_step // 7 + 1}\): the loss is not"):
         toy.train(tmp_path, stream=toy.ToyStream(poisoned_step=bad_step), checkpoint_every_steps=2, log_every=5)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert max(checkpoints.steps(), default=0) <= bad_step

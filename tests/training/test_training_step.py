@@ -86,13 +86,13 @@ def test_metrics_are_summed_on_the_device_until_they_are_fetched():
     state, sums, steps = fetch_window(state)
     assert steps == 3
     assert sums["batch_size"] == 16 + 16 + 24
-    assert set(sums) == {"loss", "gradient_norm", "batch_size"}
+    assert set(sums) == {"loss", "batch_size"}
     _, sums, steps = fetch_window(state)
     assert (steps, sums["loss"]) == (0, 0.0)
 
 
 def test_the_gradient_norm_is_that_of_optax():
-    step, state, frozen, stream, _ = begin()
+    step, state, frozen, stream, _ = begin(gradient_norm=True)
     batch = jax.device_put(next(stream))
     rng = jax.random.fold_in(jax.random.split(jax.random.key(0))[1], 0)
     gradients = jax.grad(toy.ToyTask().loss, has_aux=True)(state.params, frozen, batch, rng)[0]
@@ -113,7 +113,7 @@ def test_the_moving_average_follows_the_parameters():
 
 
 class OneBadGradient(toy.ToyTask):
-    """The loss stays finite; the gradient of `users/up/bias` alone is not, from the third step on."""
+    """In the third step the loss is finite and the gradient of `users/up/bias` is not."""
 
     def loss(self, params, frozen, batch, rng):
         loss, metrics = super().loss(params, frozen, batch, rng)
@@ -129,9 +129,27 @@ def test_a_gradient_that_is_not_finite_is_traced_to_its_first_step_and_parameter
     with pytest.raises(TrainingError) as error:
         check_finite(state, (("users", 1e-3),), batches_per_epoch=2)
     message = str(error.value)
-    assert "Step 3 (epoch 2): the loss was finite" in message
+    assert "Step 4 (epoch 2): the loss is not finite, because the step before left parameters" in message
     assert "users (learning-rate group users): 1 parameters, first users/up/bias" in message
     assert "items" not in message
+
+
+def test_parameters_that_are_spoilt_without_the_loss_showing_it_are_found_too():
+    step, state, frozen, stream, _ = begin(task=OneBadGradient())
+    for _ in range(3):
+        state = step(state, frozen, jax.device_put(next(stream)))
+    with pytest.raises(
+        TrainingError, match=r"Step 3 \(epoch 1\): parameters are not finite though the loss still is: users"
+    ):
+        check_finite(state, (), batches_per_epoch=4)
+
+
+def test_a_loss_that_is_not_finite_by_itself_is_told_from_one_that_parameters_spoilt():
+    step, state, frozen, stream, _ = begin(stream=toy.ToyStream(poisoned_step=1))
+    for _ in range(4):
+        state = step(state, frozen, jax.device_put(next(stream)))
+    with pytest.raises(TrainingError, match=r"Step 2 \(epoch 1\): the loss is not finite though all parameters were"):
+        check_finite(state, (), batches_per_epoch=4)
 
 
 def test_a_metric_that_is_no_scalar_is_refused():
