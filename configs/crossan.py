@@ -15,7 +15,7 @@ def get_config(argument: str = ""):
     config.modalities.overview = modality(
         kind="text",
         backbone="sentence-transformers/all-MiniLM-L6-v2",
-        template="{title}. {overview}",
+        template="{title}. {genres}. {overview}",
         layers=(0, 2, 4, 6),
         pooling="mean",
     )
@@ -27,6 +27,7 @@ def get_config(argument: str = ""):
         pooling="cls",
     )
     config.model.length = 50
+    config.model.window = "chunks"
     config.baselines = ("popularity", "sasrec")
     if argument == "smoke":
         config.name = "crossan_smoke"

@@ -155,6 +155,7 @@ def training_stream(config: RunConfig, prepared: PreparedData) -> TrainingStream
         length=config.model.length,
         window=config.model.window,
         seed=config.training.seed,
+        epochs=config.training.epochs,
     )
 
 
