@@ -114,7 +114,7 @@ class Checkpoints:
         again.
 
         Raises:
-            TrainingError: the disk is full all the same. Earlier checkpoints are as they were.
+            TrainingError: the disk is full all the same, or cannot be written to. Earlier checkpoints are as they were.
         """
         trees = {"params": host_copy(params), "state": nested(named_leaves(host_copy(state)))}
         if average is not None:
@@ -122,18 +122,16 @@ class Checkpoints:
         body = manifests.build(run, progress, trees)
         try:
             self._write(step, trees, body)
-        except Exception as error:
-            if not out_of_space(error):
-                raise
+        except Exception as error:  # Orbax passes on whatever the file system's library says
             self._remove_unfinished()
+            if not out_of_space(error):
+                raise self._not_written(step, trees, error) from error
             self._make_room()
             try:
                 self._write(step, trees, body)
             except Exception as again:
-                if not out_of_space(again):
-                    raise
                 self._remove_unfinished()
-                raise self._disk_full(step, trees) from again
+                raise self._not_written(step, trees, error) from again
         self._best_of[step] = progress.get("best_step")
         self._remove_superseded(self.steps()[: self._keep])
 
@@ -185,16 +183,21 @@ class Checkpoints:
         for path in self.directory.glob(f"*{_UNFINISHED}*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def _disk_full(self, step: int, trees: Mapping[str, Any]) -> TrainingError:
+    def _not_written(self, step: int, trees: Mapping[str, Any], error: Exception) -> TrainingError:
         need = _bytes_on_disk(trees) / 2**20
         free = shutil.disk_usage(self.directory).free / 2**20
         steps = self.steps()
+        if out_of_space(error):
+            what = "The disk is full"
+            remedy = f"free some space (at least {2 * need:.1f} MiB, or raise the quota)"
+        else:
+            what = f"A checkpoint could not be written ({_first_line(error)})"
+            remedy = "see to the directory (permissions, quota, network)"
         kept = f"The checkpoint of step {steps[0]} is intact" if steps else "There is no earlier checkpoint"
         return TrainingError(
-            f"The disk is full: the checkpoint of step {step} needs about {need:.1f} MiB in "
-            f"{self.directory}, where {free:.1f} MiB are free. {kept}: free some space (at least "
-            f"{2 * need:.1f} MiB, or raise the quota) and start the same command again; it goes on from it "
-            "and ends as if nothing had happened."
+            f"{what}: the checkpoint of step {step} needs about {need:.1f} MiB in {self.directory}, where "
+            f"{free:.1f} MiB are free. {kept}: {remedy} and start the same command again; it goes on from there and "
+            "ends as if nothing had happened."
         )
 
     def read(self, step: int, state: bool = True) -> Checkpoint:

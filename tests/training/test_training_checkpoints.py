@@ -270,3 +270,14 @@ def test_a_disk_that_is_really_full_is_reported_and_survived(tmp_path):
         assert toy.train(disk, epochs=3, keep=1).step == 21
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_checkpoint_that_cannot_be_written_for_another_reason_is_reported_with_it(tmp_path, monkeypatch):
+    def broken(*_):
+        raise ValueError("UNAVAILABLE: the network drive is gone")
+
+    monkeypatch.setattr(Checkpoints, "_write", broken)
+    with pytest.raises(
+        TrainingError, match=r"could not be written \(ValueError: UNAVAILABLE: the network drive is gone"
+    ):
+        toy.train(tmp_path)
