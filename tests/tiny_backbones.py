@@ -45,6 +45,16 @@ def write_backbone(folder: Path, name: str = "bert", weights: dict[str, np.ndarr
     return folder
 
 
+def deepened(name: str, depth: int) -> dict[str, np.ndarray]:
+    """A golden checkpoint with its first block repeated `depth` times."""
+    weights = golden_weights(golden(name)[0])
+    first = {key: value for key, value in weights.items() if ".layer.0." in key}
+    rest = {key: value for key, value in weights.items() if ".layer." not in key}
+    return rest | {
+        key.replace(".layer.0.", f".layer.{layer}."): value for layer in range(depth) for key, value in first.items()
+    }
+
+
 def write_tokenizer(path: Path) -> None:
     """A word-piece tokenizer of letters, with as many tokens as the golden BERT has embeddings (60)."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
