@@ -50,17 +50,13 @@ class ModalityConfig:
         if self.kind == "text" and not self.template:
             raise ConfigError("a text modality needs `template`, for example '{title}'")
         if self.kind == "text" and (self.column or self.path_template):
-            raise ConfigError(
-                "a text modality is made from `template`; `column` and `path_template` are for images"
-            )
+            raise ConfigError("a text modality is made from `template`; `column` and `path_template` are for images")
         if self.kind == "image" and bool(self.column) == bool(self.path_template):
             raise ConfigError("an image modality needs exactly one of `column` and `path_template`")
         if self.kind == "image" and self.template:
             raise ConfigError("`template` is for text; an image modality has `column` or `path_template`")
         if self.max_tokens < 3:
-            raise ConfigError(
-                f"max_tokens is {self.max_tokens}: at least 3 (one token between two special ones)"
-            )
+            raise ConfigError(f"max_tokens is {self.max_tokens}: at least 3 (one token between two special ones)")
         if any(layer < 0 for layer in self.layers) or list(self.layers) != sorted(set(self.layers)):
             raise ConfigError(f"layers {self.layers} must be distinct, ascending and not negative")
         template_columns(self.source)
@@ -123,15 +119,11 @@ def template_columns(template: str) -> tuple[list[str], list[str]]:
         if column is None:
             continue
         if not column or spec or conversion or any(sign in column for sign in ".[]"):
-            raise ConfigError(
-                f"template {template!r}: write plain catalogue column names in braces, such as {{title}}"
-            )
+            raise ConfigError(f"template {template!r}: write plain catalogue column names in braces, such as {{title}}")
         columns.append(column)
         literals.append("")
     if not columns:
-        raise ConfigError(
-            f"template {template!r} names no catalogue column: write one in braces, such as {{title}}"
-        )
+        raise ConfigError(f"template {template!r} names no catalogue column: write one in braces, such as {{title}}")
     return literals, columns
 
 

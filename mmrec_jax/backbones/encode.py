@@ -97,6 +97,4 @@ def _pooled_states(model, heads: tuple[Head, ...], params, inputs) -> tuple[Arra
     """Per head [batch layer width]; blocks above the last layer asked for are not computed."""
     states = model.apply({"params": params}, inputs)
     mask = inputs.mask if isinstance(inputs, Tokens) else None
-    return tuple(
-        jnp.stack([pool(states[i], mask, head.pooling) for i in head.layers], axis=1) for head in heads
-    )
+    return tuple(jnp.stack([pool(states[i], mask, head.pooling) for i in head.layers], axis=1) for head in heads)

@@ -81,26 +81,20 @@ def activation(config: dict, default: str) -> str:
     """
     name = config.get("hidden_act", default)
     if name not in ACTIVATIONS:
-        raise BackboneError(
-            f"config.json: hidden_act {name!r} is unknown; known are {', '.join(sorted(ACTIVATIONS))}"
-        )
+        raise BackboneError(f"config.json: hidden_act {name!r} is unknown; known are {', '.join(sorted(ACTIVATIONS))}")
     return name
 
 
 def refuse(config: dict, key: str, allowed: object, why: str) -> None:
     """Raises BackboneError where config.json sets `key` to something else than the one supported value."""
     if config.get(key, allowed) != allowed:
-        raise BackboneError(
-            f"config.json: {key} is {config[key]!r}, but only {allowed!r} is supported: {why}"
-        )
+        raise BackboneError(f"config.json: {key} is {config[key]!r}, but only {allowed!r} is supported: {why}")
 
 
 def check_heads(config: TransformerConfig) -> TransformerConfig:
     """Raises BackboneError unless the heads divide the width; else gives the config back."""
     if config.width % config.heads:
-        raise BackboneError(
-            f"config.json: {config.heads} attention heads do not divide the width {config.width}"
-        )
+        raise BackboneError(f"config.json: {config.heads} attention heads do not divide the width {config.width}")
     return config
 
 

@@ -82,9 +82,7 @@ def read_image(path: Path, max_pixels: int) -> Image.Image:
     with _image_errors(), Image.open(path) as opened:
         # Checked before decoding: the header's size decides how much memory the pixels take.
         if opened.width * opened.height > max_pixels:
-            raise MediaError(
-                f"too large: {opened.width} x {opened.height} pixels, at most {max_pixels} are allowed"
-            )
+            raise MediaError(f"too large: {opened.width} x {opened.height} pixels, at most {max_pixels} are allowed")
         opened.seek(0)
         opened.load()
         image = ImageOps.exif_transpose(opened)
@@ -131,9 +129,7 @@ class ImagePreprocessor:
     def __call__(self, image: Image.Image) -> Float[np.ndarray, "height width channel"]:
         """Pixels as the encoder takes them, float32."""
         if self.shortest_edge or self.size:
-            image = image.resize(
-                self._resized(image.width, image.height), resample=Image.Resampling(self.resample)
-            )
+            image = image.resize(self._resized(image.width, image.height), resample=Image.Resampling(self.resample))
         pixels = np.asarray(image)
         if self.crop:
             pixels = centre_crop(pixels, self.crop)
@@ -173,9 +169,7 @@ def read_image_preprocessor(directory: Path) -> ImagePreprocessor:
     """
     path = directory / "preprocessor_config.json"
     if not path.is_file():
-        raise BackboneError(
-            f"{directory} has no preprocessor_config.json: copy it from the model's hub repository"
-        )
+        raise BackboneError(f"{directory} has no preprocessor_config.json: copy it from the model's hub repository")
     try:
         config = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -183,16 +177,12 @@ def read_image_preprocessor(directory: Path) -> ImagePreprocessor:
     named = config.get("image_processor_type") or config.get("feature_extractor_type") or ""
     name = OLD_NAMES.get(named, named).removesuffix("Fast").removesuffix("Pil")
     if name not in PROCESSORS:
-        raise BackboneError(
-            f"{path}: image processor {named!r} is unknown; known are {', '.join(PROCESSORS)}"
-        )
+        raise BackboneError(f"{path}: image processor {named!r} is unknown; known are {', '.join(PROCESSORS)}")
     config = {**PROCESSORS[name], **{key: value for key, value in config.items() if value is not None}}
     try:
         return _preprocessor(config)
     except (TypeError, KeyError, ValueError) as error:
-        raise BackboneError(
-            f"{path}: size, crop_size, image_mean or image_std is not usable ({error})"
-        ) from error
+        raise BackboneError(f"{path}: size, crop_size, image_mean or image_std is not usable ({error})") from error
 
 
 def _preprocessor(config: dict) -> ImagePreprocessor:

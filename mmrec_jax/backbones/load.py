@@ -58,9 +58,7 @@ def _apply(model: nn.Module, params: Params, inputs: Tokens | Array) -> tuple[Ar
     return states
 
 
-def load(
-    spec: str, *, revision: str = "", max_tokens: int = 128, method: BlockMethod | None = None
-) -> Backbone:
+def load(spec: str, *, revision: str = "", max_tokens: int = 128, method: BlockMethod | None = None) -> Backbone:
     """Loads a backbone.
 
     Args:
@@ -86,9 +84,7 @@ def load(
     path = directory / WEIGHTS_FILE
     params = map_weights(read_tensors(path), encoder.weight_map, expected, str(path))
     preprocess = (
-        read_text_preprocessor(directory, max_tokens)
-        if family.kind == "text"
-        else read_image_preprocessor(directory)
+        read_text_preprocessor(directory, max_tokens) if family.kind == "text" else read_image_preprocessor(directory)
     )
     return Backbone(
         spec=spec,

@@ -14,6 +14,9 @@ from mmrec_jax.backbones.config import ModalityConfig
 from mmrec_jax.backbones.image import ImagePreprocessor, MediaError, read_image
 from mmrec_jax.backbones.text import TextPreprocessor, clean, fill_template
 
+ABSENCE = {"text": "empty text", "image": "no path in the catalogue"}
+"""By kind of modality, why an item is absent without having failed."""
+
 
 @dataclass(frozen=True)
 class Missing:
@@ -34,7 +37,7 @@ def text_inputs(
     """Token ids of each item's text, or why there are none."""
     texts = [clean(text) for text in fill_template(config.template, catalogue)]
     ids = preprocess(texts)
-    return [i if text else Missing("empty text", failed=False) for text, i in zip(texts, ids, strict=True)]
+    return [i if text else Missing(ABSENCE["text"], failed=False) for text, i in zip(texts, ids, strict=True)]
 
 
 def image_inputs(
@@ -49,7 +52,7 @@ def image_inputs(
 
     def read(path: str) -> np.ndarray | Missing:
         if not path:
-            return Missing("no path in the catalogue", failed=False)
+            return Missing(ABSENCE["image"], failed=False)
         try:
             return preprocess(read_image(inside(media_root, path), max_pixels))
         except MediaError as error:

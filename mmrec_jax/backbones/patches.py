@@ -19,9 +19,7 @@ class PatchEmbedding(nn.Module):
     grid: tuple[int, int]
 
     @nn.compact
-    def __call__(
-        self, pixels: Float[Array, "batch height width channel"]
-    ) -> Float[Array, "batch token feature"]:
+    def __call__(self, pixels: Float[Array, "batch height width channel"]) -> Float[Array, "batch token feature"]:
         batch, height, width, channels = pixels.shape
         high, wide = self.patch
         rows, columns = height // high, width // wide

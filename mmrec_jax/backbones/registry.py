@@ -29,7 +29,5 @@ def find_family(model_type: object, where: str) -> Family:
     """
     found = known_families()
     if model_type not in found:
-        raise BackboneError(
-            f"{where}: model_type {model_type!r} is unknown; known are {', '.join(sorted(found))}"
-        )
+        raise BackboneError(f"{where}: model_type {model_type!r} is unknown; known are {', '.join(sorted(found))}")
     return found[str(model_type)]

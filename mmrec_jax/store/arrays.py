@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,15 @@ CODECS = {"int8": [{"name": "zstd", "configuration": {"level": 5}}]}
 _CONTEXT = ts.Context()
 
 
+@contextmanager
+def store_errors(what: str) -> Iterator[None]:
+    """Turns TensorStore's errors (damage, a full disk, no permission, no network) into StoreError."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise StoreError(f"{what}: {error}") from error
+
+
 def key_value_store(location: str | Path) -> ts.KvStore:
     """Opens a location for reading and writing.
 
@@ -29,10 +40,8 @@ def key_value_store(location: str | Path) -> ts.KvStore:
     """
     text = str(location)
     url = text if "://" in text else Path(text).expanduser().absolute().as_uri()
-    try:
+    with store_errors(f"store location {text} cannot be opened"):
         return ts.KvStore.open(url.rstrip("/") + "/", context=_CONTEXT).result()
-    except (ValueError, OSError) as error:
-        raise StoreError(f"store location {text} cannot be opened: {error}") from error
 
 
 def read_json(files: ts.KvStore, name: str) -> object | None:
@@ -41,7 +50,8 @@ def read_json(files: ts.KvStore, name: str) -> object | None:
     Raises:
         StoreError: the file is not valid JSON.
     """
-    found = files.read(name).result()
+    with store_errors(f"{files.url}{name} cannot be read"):
+        found = files.read(name).result()
     if found.state != "value":
         return None
     try:
@@ -52,7 +62,8 @@ def read_json(files: ts.KvStore, name: str) -> object | None:
 
 def write_json(files: ts.KvStore, name: str, content: object) -> None:
     """Replaces a small JSON file at once: a reader sees the old or the new content."""
-    files.write(name, json.dumps(content, indent=1, ensure_ascii=False).encode()).result()
+    with store_errors(f"{files.url}{name} cannot be written"):
+        files.write(name, json.dumps(content, indent=1, ensure_ascii=False).encode()).result()
 
 
 def create_array(files: ts.KvStore, name: str, shape: tuple[int, ...], dtype: str) -> None:
@@ -89,7 +100,5 @@ def chunk_rows(array: ts.TensorStore) -> int:
 
 def _open(files: ts.KvStore, name: str, options: dict) -> ts.TensorStore:
     spec = {"driver": "zarr3", "kvstore": (files / f"{name}/").spec().to_json(), **options}
-    try:
+    with store_errors(f"array {files.url}{name} cannot be opened"):
         return ts.open(spec, context=_CONTEXT).result()
-    except (ValueError, OSError) as error:
-        raise StoreError(f"array {files.url}{name} cannot be opened: {error}") from error

@@ -15,10 +15,10 @@ import polars as pl
 from mmrec_jax.backbones.config import ExtractionConfig, ModalityConfig, resolve_layers
 from mmrec_jax.backbones.encode import Head, PooledEncoder
 from mmrec_jax.backbones.load import Backbone, load
-from mmrec_jax.backbones.media import Missing, Reader, image_inputs, text_inputs
+from mmrec_jax.backbones.media import ABSENCE, Missing, Reader, image_inputs, text_inputs
 from mmrec_jax.backbones.text import TextPreprocessor
 from mmrec_jax.errors import BackboneError, ConfigError, StoreError, StoreMismatchError
-from mmrec_jax.store.arrays import read_json, write_json
+from mmrec_jax.store.arrays import write_json
 from mmrec_jax.store.fingerprint import differences, make_fingerprint
 from mmrec_jax.store.progress import ProgressLine
 from mmrec_jax.store.store import ABSENT, FAILED, PENDING, PRESENT, HiddenStateStore, ModalityInfo
@@ -134,6 +134,7 @@ class _Extraction:
         self.store, self.config, self.mirrors = store, config, mirrors
         self.any = next(iter(group.values()))
         self.rows = store.rows(catalogue["item"].to_list())
+        self.failures: dict[str, str] = {}
         self.batch = config.text_batch if self.any.kind == "text" else config.image_batch
 
     def run(self) -> dict[str, ModalityReport]:
@@ -161,13 +162,11 @@ class _Extraction:
         heads = [Head(self.store.modalities[name].layers, m.pooling) for name, m in self.group.items()]
         encoder = PooledEncoder(backbone, heads, self.batch)
         line = ProgressLine(", ".join(self.group), len(waiting), int((~waiting).sum()), self.config.progress)
-        failed = 0
         with ThreadPoolExecutor(self.config.decode_threads) as threads, ThreadPoolExecutor(1) as ahead, line:
             reader = self._reader(backbone, threads)
             for places, inputs in self._blocks(waiting, reader, ahead):
                 self._commit(places, inputs, encoder, pending)
-                failed += sum(isinstance(i, Missing) and i.failed for i in inputs)
-                if failed > self.config.max_failure_share * len(waiting):
+                if len(self.failures) > self.config.max_failure_share * len(waiting):
                     return  # the report names them, and the caller raises
                 line.advance(len(places))
 
@@ -248,6 +247,7 @@ class _Extraction:
         pending: dict[str, np.ndarray],
     ) -> None:
         reasons = {place: i for place, i in zip(places, inputs, strict=True) if isinstance(i, Missing)}
+        self.failures |= {self.catalogue["item"][int(p)]: r.reason for p, r in reasons.items() if r.failed}
         readable = np.asarray([not isinstance(i, Missing) for i in inputs])
         states = encoder([i for i in inputs if not isinstance(i, Missing)])
         status = np.full(len(places), PRESENT, np.uint8)
@@ -259,27 +259,19 @@ class _Extraction:
                 continue
             full = np.zeros((len(places), *found.shape[1:]), np.float32)
             full[readable] = found
-            self._note(name, {self.catalogue["item"][int(p)]: r.reason for p, r in reasons.items()})
             self.store.write(name, self.rows[places[new]], full[new], status[new])
-
-    def _note(self, name: str, reasons: dict[str, str]) -> None:
-        """Keeps why items are not present, for the report of this and later runs."""
-        if reasons:
-            write_json(self.store.files, f"{name}/reasons.json", {**self._noted(name), **reasons})
-
-    def _noted(self, name: str) -> dict[str, str]:
-        noted = read_json(self.store.files, f"{name}/reasons.json")
-        return noted if isinstance(noted, dict) else {}
 
     def _report(self, name: str, computed: int, seconds: float) -> ModalityReport:
         status = self.store.status(name)[self.rows]
-        gone = set(self.catalogue["item"].to_numpy()[status != PRESENT])
+        # Failed items are tried anew in each run (until there are too many), absent ones have one reason.
+        reasons = dict.fromkeys(self.catalogue["item"].filter(pl.Series(status == ABSENT)), ABSENCE[self.any.kind])
+        failed = self.catalogue["item"].filter(pl.Series(status == FAILED))
         return ModalityReport(
             items=len(status),
             present=int((status == PRESENT).sum()),
             absent=int((status == ABSENT).sum()),
             failed=int((status == FAILED).sum()),
-            reasons={item: reason for item, reason in self._noted(name).items() if item in gone},
+            reasons=reasons | {item: self.failures.get(item, "failed in an earlier run") for item in failed},
             computed=computed,
             seconds=round(seconds, 3),
         )

@@ -20,6 +20,7 @@ from mmrec_jax.store.arrays import (
     key_value_store,
     open_array,
     read_json,
+    store_errors,
     write_json,
 )
 from mmrec_jax.store.fingerprint import differences
@@ -143,7 +144,9 @@ class HiddenStateStore:
 
     def status(self, name: str) -> UInt8[np.ndarray, " item"]:
         """Each item's state of work, in the store's order: PENDING, PRESENT, ABSENT or FAILED."""
-        return open_array(self.files, f"{self._known(name)}/status").read().result()
+        array = open_array(self.files, f"{self._known(name)}/status")
+        with store_errors(f"status of modality {name} cannot be read from {self.location}"):
+            return array.read().result()[: len(self.item_ids)]
 
     def complete(self, name: str) -> bool:
         """Whether every item of the store has the modality."""
@@ -233,7 +236,8 @@ class HiddenStateStore:
         reads = [source[start : min(start + step, source.shape[0])].read for start in starts]
         ahead = deque(read() for read in reads[:_READ_AHEAD])
         for number, start in enumerate(starts):
-            chunk = ahead.popleft().result()
+            with store_errors(f"{kind} of modality {name} cannot be read from {self.location}"):
+                chunk = ahead.popleft().result()
             ahead.extend(read() for read in reads[number + _READ_AHEAD : number + _READ_AHEAD + 1])
             put = places[start : start + step]
             chosen = np.flatnonzero(put)
@@ -260,7 +264,8 @@ class HiddenStateStore:
 
     def _write(self, kind: str, name: str, rows: np.ndarray, values: np.ndarray) -> None:
         array = open_array(self.files, f"{name}/{kind}")
-        array[rows].write(values).result()
+        with store_errors(f"{kind} of modality {name} cannot be written to {self.location}"):
+            array[rows].write(values).result()
 
     def _append(self, added: list[str]) -> None:
         # The arrays grow before the list of items: killed in between, the surplus rows are not used yet.

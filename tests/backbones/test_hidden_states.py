@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import traverse_util
 
 from mmrec_jax.backbones.encode import Head, PooledEncoder, pad_tokens, padded_length
 from mmrec_jax.backbones.family import Tokens
-from mmrec_jax.backbones.load import load
+from mmrec_jax.backbones.load import Backbone, load
 from mmrec_jax.backbones.patches import bicubic_matrix, interpolate_positions
 from mmrec_jax.backbones.pooling import pool
 from mmrec_jax.backbones.transformer import PLACES
@@ -123,35 +124,31 @@ class AddedDense(nn.Module):
 
     @nn.compact
     def __call__(self, inputs, outputs):
-        return outputs + nn.Dense(outputs.shape[-1], kernel_init=nn.initializers.normal(1.0))(inputs)
+        return outputs + nn.Dense(outputs.shape[-1], use_bias=False)(inputs)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return load(str(write_backbone(tmp_path_factory.mktemp("bert"))))
 
 
 @pytest.mark.parametrize("place", [place for place in PLACES if place != "gate"])
-def test_a_method_put_at_a_place_changes_the_states_from_its_block_on(place: str, tmp_path: Path) -> None:
+def test_a_method_put_at_a_place_changes_the_states_from_its_block_on(place: str, plain: Backbone) -> None:
     def method(at: str, layer: int, name: str) -> nn.Module | None:
         return AddedDense(name=name) if at == place and layer == 1 else None
 
-    folder = str(write_backbone(tmp_path))
-    plain, adapted = load(folder), load(folder, method=method)
+    adapted = load(plain.spec, method=method)
     tokens = Tokens(jnp.asarray([[2, 9, 14, 3]]), jnp.ones((1, 4), bool))
-    params = jax.jit(adapted.model.init)(jax.random.key(0), tokens)["params"]
-    flat = {"/".join(str(part.key) for part in path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
-    added = [name for name in flat if f"added_{place}" in name]
-    assert len(added) == 2
-    assert all("block_1" in name for name in added)
-    assert len(flat) == len(jax.tree.leaves(plain.params)) + 2
+    shapes = traverse_util.flatten_dict(jax.eval_shape(adapted.model.init, jax.random.key(0), tokens)["params"])
+    frozen = traverse_util.flatten_dict(plain.params)
+    (added,) = shapes.keys() - frozen.keys()
+    assert added[1] == "block_1"
+    assert f"added_{place}" in added
 
-    merged = jax.tree.map_with_path(lambda path, leaf: _at(plain.params, path, leaf), params)
+    kernel = np.random.default_rng(0).normal(size=shapes[added].shape).astype(np.float32)
+    merged = traverse_util.unflatten_dict({**frozen, added: kernel})
     states, expected = replace(adapted, params=merged).hidden_states(tokens), plain.hidden_states(tokens)
     for layer in (0, 1):
         # Two programs may be fused in different ways: float32 rounding.
         np.testing.assert_allclose(states[layer], expected[layer], atol=1e-5)
     assert np.abs(np.asarray(states[2] - expected[2])).max() > 1e-3
-
-
-def _at(tree, path, default):
-    for part in path:
-        if part.key not in tree:
-            return default
-        tree = tree[part.key]
-    return tree

@@ -221,6 +221,24 @@ def test_a_missing_damaged_or_newer_store_is_an_error(tmp_path: Path) -> None:
         HiddenStateStore.open(tmp_path / "cut").table({"title": (0,)}, IDS)
 
 
+def test_a_place_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"file/store/.*json cannot be (read|written)"):
+        HiddenStateStore.create(tmp_path / "file" / "store", IDS)
+
+
+def test_a_process_killed_while_items_are_appended_leaves_a_store_that_works(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    for kind in ("values", "status"):
+        array = open_array(store.files, f"title/{kind}")
+        array.resize(exclusive_max=[9, *array.shape[1:]]).result()
+    store = HiddenStateStore.open(tmp_path)
+    assert store.complete("title")
+    np.testing.assert_array_equal(store.table({"title": (0,)}, IDS).values["title"][0][1:], states()[:, 0])
+    grown = HiddenStateStore.create(tmp_path, ["new"])
+    assert grown.missing(["title"], [*IDS, "new"]) == {"title": ["new"]}
+
+
 def test_item_ids_are_distinct_and_modality_names_are_identifiers(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="distinct"):
         HiddenStateStore.create(tmp_path, ["a", "a"])

@@ -95,9 +95,7 @@ def build(config: dict, method: BlockMethod | None) -> Encoder:
         norm_epsilon=float(config.get("layer_norm_eps", 1e-12)),
         qkv_bias=bool(config.get("qkv_bias", True)),
     )
-    return vision_encoder(
-        config, sizes, block_weights(sizes, "encoder.layer.{layer}.", BLOCK), "vit.", method
-    )
+    return vision_encoder(config, sizes, block_weights(sizes, "encoder.layer.{layer}.", BLOCK), "vit.", method)
 
 
 FAMILIES = (Family("vit", "image", build),)
