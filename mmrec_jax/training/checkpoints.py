@@ -257,6 +257,7 @@ class Checkpoints:
         for step in steps:
             if step > chosen.step or step not in by_step:
                 self._rename(step, self.directory / UNREADABLE / f"{_STEP}_{step}")
+        self._remove_superseded(self.steps()[: self._keep])  # a kill may have come before the last save did
         if not whole:
             logging.warning(
                 "%s: the best checkpoint (step %s) is damaged; the next evaluation starts a new best.",

@@ -20,6 +20,7 @@ from mmrec_jax.errors import CheckpointError, ConfigError, TrainingError
 from mmrec_jax.training import manifest as manifests
 from mmrec_jax.training.checkpoints import FOLDER, Checkpoint, Checkpoints, out_of_space
 from mmrec_jax.training.config import TrainingConfig
+from mmrec_jax.training.lock import only_training_in
 from mmrec_jax.training.optimizers import build_optimizer
 from mmrec_jax.training.progress import RunProgress
 from mmrec_jax.training.step import TrainState, TrainStep, check_finite, fetch_window, seed_keys
@@ -100,13 +101,13 @@ def fit(
 
     Raises:
         ConfigError: groups that do not fit the parameters; a monitored metric that validation does not give.
-        TrainingError: values that are not finite, a full disk.
+        TrainingError: values that are not finite, a full disk, another training in the same workdir.
         CheckpointError: the workdir holds a run of something else, or only damaged checkpoints.
     """
     if config.compilation_cache_dir:
         use_compilation_cache(config.compilation_cache_dir)
     try:
-        with Checkpoints(Path(workdir) / FOLDER, config.keep) as checkpoints:
+        with only_training_in(Path(workdir)), Checkpoints(Path(workdir) / FOLDER, config.keep) as checkpoints:
             return _Run(task, frozen, stream, config, Path(workdir), run or {}, warm_start, checkpoints).finish()
     except OSError as error:
         if not out_of_space(error):
@@ -189,7 +190,10 @@ class _Run:
     def _begin(self, warm_start: Params | None) -> TrainState:
         """The state to start from: fresh, warm-started or of the newest sound checkpoint."""
         found = self.checkpoints.resume()
-        params = self.task.init(seed_keys(self.config.seed)[0], self.frozen) if warm_start is None else warm_start
+        if warm_start is None:
+            params = jax.jit(self.task.init)(seed_keys(self.config.seed)[0], self.frozen)
+        else:
+            params = warm_start
         if found is not None:
             self._check_same_run(found[0], params)
         optimizer = build_optimizer(self.config, params, self.stream.batches_per_epoch)

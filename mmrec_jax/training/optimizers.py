@@ -1,8 +1,8 @@
 """Optax chains with a learning rate for each group of parameters.
 
-Measured on two CPU cores with 98 leaves and 1.6 million parameters: Adam leaf by leaf takes 1.8 to 2.2 ms,
-`optax.flatten(adam)` 2.6 to 3.0 ms and one flat parameter vector 1.8 to 2.3 ms; inside a whole training step
-the three are alike. Hence the plain form, leaf by leaf.
+Measured by `bench/optimizer_forms.py` on two CPU cores, 98 leaves and 1.6 million parameters: Adam leaf by
+leaf takes 1.8 to 2.2 ms, `optax.flatten(adam)` 2.6 to 3.0 ms and one flat parameter vector 1.8 to 2.3 ms;
+inside a whole training step the three are alike. Hence the plain form, leaf by leaf.
 """
 
 from __future__ import annotations

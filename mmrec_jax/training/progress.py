@@ -39,6 +39,7 @@ class RunProgress:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,
+            refresh_per_second=2,
             disable=not (config.progress and self._console.is_terminal),
         )
         self._task = self._bar.add_task(name, total=config.epochs * batches_per_epoch, completed=step)

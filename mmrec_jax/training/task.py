@@ -22,7 +22,7 @@ class Task(Protocol):
         """Short name of the task, shown in progress and messages."""
 
     def init(self, rng: Array, frozen: Any) -> Params:
-        """Fresh parameters: a nested dict of arrays."""
+        """Fresh parameters: a nested dict of arrays; pure, traced by `jax.jit`."""
 
     def loss(
         self, params: Params, frozen: Any, batch: Any, rng: Array

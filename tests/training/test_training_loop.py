@@ -29,8 +29,8 @@ class Scripted(toy.ToyTask):
 
 
 def test_training_learns(tmp_path):
-    result = toy.train(tmp_path, epochs=40, patience=0)
-    assert result.history[-1]["train"]["loss"] < 0.6 * result.history[0]["train"]["loss"]
+    result = toy.train(tmp_path, epochs=20, learning_rate=3e-2)
+    assert result.history[-1]["train"]["loss"] < 0.7 * result.history[0]["train"]["loss"]
     assert result.best_value > 0.6 * result.history[0]["valid"]["score"]
 
 
@@ -192,6 +192,17 @@ def test_a_full_disk_met_by_the_metrics_is_reported_too(tmp_path, monkeypatch):
     monkeypatch.setattr(loop.MetricsCsv, "write", full)
     with pytest.raises(TrainingError, match=r"disk is full.*checkpoints are intact|are intact"):
         toy.train(tmp_path)
+
+
+def test_a_second_training_in_the_same_workdir_is_refused(tmp_path):
+    class StartsAnother(toy.ToyTask):
+        def validate(self, params, frozen):
+            with pytest.raises(TrainingError, match="Another training is under way"):
+                toy.train(tmp_path)
+            return super().validate(params, frozen)
+
+    toy.train(tmp_path, task=StartsAnother(), epochs=1)
+    toy.train(tmp_path, epochs=2)
 
 
 def test_compiled_programs_can_be_kept_on_disk(tmp_path):
