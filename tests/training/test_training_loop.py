@@ -31,7 +31,7 @@ class Scripted(toy.ToyTask):
 def test_training_learns(tmp_path):
     result = toy.train(tmp_path, epochs=20, learning_rate=3e-2)
     assert result.history[-1]["train"]["loss"] < 0.7 * result.history[0]["train"]["loss"]
-    assert result.best_value > 0.6 * result.history[0]["valid"]["score"]
+    assert result.best_value > 0.75 * result.history[0]["valid"]["score"]
 
 
 def test_the_best_parameters_are_returned_not_the_last(tmp_path):
