@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mmrec_jax.training.sequential import SequentialFrozen, SequentialRecommendation
+from mmrec_jax.training.sequential import SequentialFrozen, SequentialRecommendation, states_of
 from mmrec_jax.types import ItemVectors, Params
 
 ITEM_BLOCK = 1024  # rows encoded by one call: a tower's states of one block stay in a core's cache
@@ -50,7 +50,7 @@ def tower_gates(
 
     0 stands where a tower had no such source at a block.
     """
-    towers = _gates(task, params, frozen, jnp.asarray(rows))
+    towers = _gates(task, params, _states(frozen, jnp.asarray(rows)))
     result = {}
     for target, blocks in towers.items():
         sources = list(dict.fromkeys(source for block in blocks for source in block))
@@ -64,8 +64,8 @@ def tower_gates(
 
 
 @partial(jax.jit, static_argnums=0)
-def _gates(task, params, frozen, rows):
-    return task.item_encoder.gates(params["items"], frozen, rows)
+def _gates(task, params, states):
+    return task.item_encoder.gates(params["items"], states)
 
 
 def encode_rows(
@@ -74,13 +74,18 @@ def encode_rows(
     """Item vectors of catalogue rows, encoded block by block in one compiled shape."""
     block = min(ITEM_BLOCK, len(rows))
     padded = np.concatenate([rows, np.zeros(-len(rows) % block, np.int32)])
-    parts = [_items(task, params, frozen, jnp.asarray(part)) for part in padded.reshape(-1, block)]
+    parts = []
+    for part in map(jnp.asarray, padded.reshape(-1, block)):
+        parts.append(_items(task, params, _states(frozen, part), part))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: len(rows)], *parts)
 
 
+_states = jax.jit(states_of)  # a program of its own, for the reason given at `task.Task.inputs`
+
+
 @partial(jax.jit, static_argnums=0)
-def _items(task, params, frozen, rows) -> ItemVectors:
-    return task.item_vectors(params, frozen, rows)
+def _items(task, params, states, rows) -> ItemVectors:
+    return task.item_vectors(params, states, rows)
 
 
 @partial(jax.jit, static_argnums=0)

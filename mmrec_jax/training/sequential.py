@@ -23,7 +23,7 @@ from mmrec_jax.objectives import (
 from mmrec_jax.sequence import SasRec, SasRecConfig
 from mmrec_jax.store.table import StateTable
 from mmrec_jax.systems.config import ScoringConfig
-from mmrec_jax.types import ItemVectors, Params, SequenceBatch
+from mmrec_jax.types import HiddenStates, ItemVectors, Params, SequenceBatch
 
 
 @struct.dataclass
@@ -39,14 +39,35 @@ class SequentialFrozen:
     log_popularity: Float[Array, " row"]
 
 
+@struct.dataclass
+class SequentialInputs:
+    """What one step reads.
+
+    Attributes:
+        batch: the histories.
+        candidates: catalogue rows to encode; padding is 0.
+        positions: the batch's events as indices into `candidates`.
+        states: hidden states of the candidates; None for encoders by id.
+        log_popularity: of the candidates.
+        num_items: of the catalogue.
+    """
+
+    batch: SequenceBatch
+    candidates: Int[Array, " candidate"]
+    positions: Int[Array, "batch length_and_target"]
+    states: HiddenStates | None
+    log_popularity: Float[Array, " candidate"]
+    num_items: int = struct.field(pytree_node=False)
+
+
 class ItemEncoder(Protocol):
     """Item vectors of catalogue rows."""
 
     def init(self, rng: Array, frozen: SequentialFrozen) -> Params:
         """Parameters of the encoder."""
 
-    def __call__(self, params: Params, frozen: SequentialFrozen, rows: Int[Array, " item"]) -> ItemVectors:
-        """Vectors of the given catalogue rows."""
+    def __call__(self, params: Params, states: HiddenStates | None, rows: Int[Array, " item"]) -> ItemVectors:
+        """Vectors of the given catalogue rows, whose hidden states were looked up before."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +76,17 @@ class ContentItems:
 
     module: nn.Module
 
-    def init(self, rng, frozen):
+    def init(self, rng: Array, frozen: SequentialFrozen) -> Params:
         """Parameters of the module for the table's modalities and widths."""
-        return self.module.init(rng, frozen.states.rows(jnp.zeros(1, jnp.int32)))["params"]
+        return self.module.init(rng, states_of(frozen, jnp.zeros(1, jnp.int32)))["params"]
 
-    def __call__(self, params, frozen, rows):
-        """Gathers the rows' states and encodes them."""
-        return self.module.apply({"params": params}, frozen.states.rows(rows))
+    def __call__(self, params: Params, states: HiddenStates | None, rows: Int[Array, " item"]) -> ItemVectors:
+        """Encodes the states; the rows themselves say nothing more."""
+        return self.module.apply({"params": params}, states)
 
-    def gates(self, params, frozen, rows) -> dict[str, tuple[dict[str, Array], ...]]:
+    def gates(self, params: Params, states: HiddenStates) -> dict[str, tuple[dict[str, Array], ...]]:
         """Gates of each tower: modality -> one dict a block, source -> scalar or one value a row."""
-        _, kept = self.module.apply({"params": params}, frozen.states.rows(rows), mutable=["gates"])
+        _, kept = self.module.apply({"params": params}, states, mutable=["gates"])
         return kept["gates"]["adapters"]
 
 
@@ -75,13 +96,18 @@ class IdItems:
 
     module: nn.Module
 
-    def init(self, rng, frozen):
+    def init(self, rng: Array, frozen: SequentialFrozen) -> Params:
         """A fresh table."""
         return self.module.init(rng, jnp.zeros(1, jnp.int32))["params"]
 
-    def __call__(self, params, frozen, rows):
+    def __call__(self, params: Params, states: HiddenStates | None, rows: Int[Array, " item"]) -> ItemVectors:
         """Looks the rows up."""
         return self.module.apply({"params": params}, rows)
+
+
+def states_of(frozen: SequentialFrozen, rows: Int[Array, " item"]) -> HiddenStates | None:
+    """Hidden states of catalogue rows; None where the catalogue has none."""
+    return None if frozen.states is None else frozen.states.rows(rows)
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: jitted functions take the task as a static argument
@@ -120,66 +146,67 @@ class SequentialRecommendation:
         history = jnp.zeros((1, self.user.length, self.user.width))
         params = {
             "items": self.item_encoder.init(item_rng, frozen),
-            "users": SasRec(self.user).init(
-                user_rng, history, jnp.ones((1, self.user.length), bool), train=False
-            )["params"],
+            "users": SasRec(self.user).init(user_rng, history, jnp.ones((1, self.user.length), bool), train=False)[
+                "params"
+            ],
         }
         if self.scoring.learn_scale:
             params["scale"] = {"log": jnp.log(jnp.float32(self.scoring.scale))}
         return params
 
+    def inputs(self, frozen: SequentialFrozen, batch: SequenceBatch, rng: Array) -> SequentialInputs:
+        """The batch, the rows to encode for it, and their hidden states."""
+        rows = frozen.log_popularity.shape[0]
+        candidates, positions = batch.items, batch.positions
+        if self.objective.candidates == "sampled":
+            drawn = uniform_negatives(jax.random.split(rng)[1], self.objective.negatives, rows - 1)
+            candidates = jnp.concatenate([candidates, drawn])
+        elif self.objective.candidates == "catalogue":
+            candidates, positions = jnp.arange(rows, dtype=jnp.int32), batch.items[batch.positions]
+        return SequentialInputs(
+            batch, candidates, positions, states_of(frozen, candidates), frozen.log_popularity[candidates], rows - 1
+        )
+
     def loss(
-        self, params: Params, frozen: SequentialFrozen, batch: SequenceBatch, rng: Array
+        self, params: Params, inputs: SequentialInputs, rng: Array
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Mean loss over the positions that have a target, and metrics of the fusion weights."""
-        rng, sample_rng = jax.random.split(rng)
-        candidates, position = self._candidates(frozen, batch, sample_rng)
-        encoded = self.item_vectors(params, frozen, candidates)
+        encoded = self._encode(params, inputs.states, inputs.candidates)
         vectors = encoded.vector
-        inputs, targets = position[:, :-1], position[:, 1:]
-        mask = batch.positions[:, :-1] > 0
+        mask = inputs.batch.positions[:, :-1] > 0
         users = SasRec(self.user).apply(
-            {"params": params["users"]}, vectors[inputs], mask, train=True, rngs={"dropout": rng}
+            {"params": params["users"]},
+            vectors[inputs.positions[:, :-1]],
+            mask,
+            train=True,
+            rngs={"dropout": jax.random.split(rng)[0]},
         )
         users, vectors = self._scored(params, users, vectors)
-        losses = self._losses(users, vectors, candidates, position, targets, frozen, batch)
+        losses = self._losses(users, vectors, inputs)
         loss = jnp.sum(jnp.where(mask, losses, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
-        return loss, self._fusion_metrics(encoded, candidates)
+        return loss, self._fusion_metrics(encoded, inputs.candidates)
 
-    def _candidates(self, frozen, batch, rng):
-        """Catalogue rows to encode, and the batch's positions as indices into them."""
-        if self.objective.candidates == "batch":
-            return batch.items, batch.positions
-        if self.objective.candidates == "sampled":
-            rows = frozen.log_popularity.shape[0] - 1
-            drawn = uniform_negatives(rng, self.objective.negatives, rows)
-            return jnp.concatenate([batch.items, drawn]), batch.positions
-        return jnp.arange(frozen.log_popularity.shape[0], dtype=jnp.int32), batch.items[batch.positions]
-
-    def _losses(
-        self, users, vectors, candidates, position, targets, frozen, batch
-    ) -> Float[Array, "batch step"]:
+    def _losses(self, users, vectors, inputs: SequentialInputs) -> Float[Array, "batch step"]:
         """Loss of every position, padding included."""
-        config = self.objective
+        config, positions, targets = self.objective, inputs.positions, inputs.positions[:, 1:]
         if config.candidates == "sampled":
-            distinct = batch.items.shape[0]
+            items = inputs.batch.items
+            drawn = inputs.candidates[items.shape[0] :]
             positive = jnp.sum(users * vectors[targets], axis=-1)
-            negative = users @ vectors[distinct:].T
-            drawn = candidates[distinct:]
-            own = jnp.any(batch.items[batch.positions][:, :, None] == drawn, axis=1)
+            negative = users @ vectors[items.shape[0] :].T
+            own = jnp.any(items[positions][:, :, None] == drawn, axis=1)
             allowed = jnp.broadcast_to(~own[:, None] if config.mask_history else drawn > 0, negative.shape)
             if config.kind == "sampled_softmax":
                 return sampled_softmax_loss(positive, negative, allowed)
             calibration = config.calibration if config.kind == "gbce" else 0.0
-            return gbce_loss(positive, negative, allowed, frozen.log_popularity.shape[0] - 1, calibration)
-        logits = users @ vectors.T
-        allowed = jnp.broadcast_to(candidates > 0, (position.shape[0], candidates.shape[0]))
+            return gbce_loss(positive, negative, allowed, inputs.num_items, calibration)
+        allowed = jnp.broadcast_to(inputs.candidates > 0, (positions.shape[0], inputs.candidates.shape[0]))
         if config.mask_history:
-            allowed = allowed.at[jnp.arange(position.shape[0])[:, None], position].set(False)
-        bias = 0.0, 0.0
+            allowed = allowed.at[jnp.arange(positions.shape[0])[:, None], positions].set(False)
+        bias: tuple = (0.0, 0.0)
         if config.kind == "in_batch_softmax":
-            bias = in_batch_correction(batch.counts, frozen.log_popularity[candidates], config.log_q)
-        return softmax_loss(logits, targets, allowed[:, None], *bias)
+            bias = in_batch_correction(inputs.batch.counts, inputs.log_popularity, config.log_q)
+        return softmax_loss(users @ vectors.T, targets, allowed[:, None], *bias)
 
     def _scored(self, params, users, items):
         """Vectors whose dot product is the score."""
@@ -197,20 +224,23 @@ class SequentialRecommendation:
         count = jnp.maximum(jnp.sum(real), 1)
         mean = jnp.sum(jnp.where(real, weights, 0.0), axis=0) / count
         entropy = -jnp.sum(jnp.where(real, weights * jnp.log(jnp.maximum(weights, 1e-12)), 0.0)) / count
-        return {f"weight_{name}": mean[i] for i, name in enumerate(self.modalities)} | {
-            "weight_entropy": entropy
-        }
+        return {f"weight_{name}": mean[i] for i, name in enumerate(self.modalities)} | {"weight_entropy": entropy}
 
-    def item_vectors(
-        self, params: Params, frozen: SequentialFrozen, rows: Int[Array, " item"]
-    ) -> ItemVectors:
+    def item_vectors(self, params: Params, states: HiddenStates | None, rows: Int[Array, " item"]) -> ItemVectors:
         """Item vectors of catalogue rows as the user encoder reads them (not yet scaled for scoring)."""
+        return self._encode(params, states, rows)
+
+    def _encode(self, params, states, rows) -> ItemVectors:
         dtype = jnp.dtype(self.compute_dtype)
         if dtype == jnp.float32:
-            return self.item_encoder(params["items"], frozen, rows)
-        cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params["items"])
-        encoded = self.item_encoder(cast, frozen, rows)
-        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), encoded)
+            return self.item_encoder(params["items"], states, rows)
+
+        def cast(tree, to):
+            return jax.tree.map(
+                lambda leaf: leaf.astype(to) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
+            )
+
+        return cast(self.item_encoder(cast(params["items"], dtype), cast(states, dtype), rows), jnp.float32)
 
     def score_vectors(self, vectors: Float[Array, "row width"]) -> Float[Array, "row width"]:
         """Item vectors whose dot product with `user_vectors` is the score."""
@@ -220,9 +250,9 @@ class SequentialRecommendation:
         self, params: Params, vectors: Float[Array, "row width"], histories: Int[Array, "batch length"]
     ) -> Float[Array, "batch width"]:
         """User vectors after the last item of left-padded histories of catalogue rows, scaled for scoring."""
-        users = SasRec(self.user).apply(
-            {"params": params["users"]}, vectors[histories], histories > 0, train=False
-        )[:, -1]
+        users = SasRec(self.user).apply({"params": params["users"]}, vectors[histories], histories > 0, train=False)[
+            :, -1
+        ]
         return self._scored(params, users, users)[0]
 
 

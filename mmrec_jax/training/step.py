@@ -99,6 +99,7 @@ class TrainStep:
         self._gradient_norm = gradient_norm
         self._key = seed_keys(seed)[1]
         self._compiled = process_counter()
+        self._inputs = jax.jit(self._read)
         self._jitted = jax.jit(self._step, donate_argnums=0)
         self._known: set[tuple] = set()
         self.recompilations = 0
@@ -108,7 +109,8 @@ class TrainStep:
         # By way of the host: copies that are safe to donate, without the weak types that would compile a
         # second step.
         params = jax.device_put(host_copy(params))
-        _, metrics = jax.eval_shape(self._task.loss, params, frozen, batch, self._key)
+        inputs = jax.eval_shape(self._task.inputs, frozen, batch, self._key)
+        _, metrics = jax.eval_shape(self._task.loss, params, inputs, self._key)
         for name, value in metrics.items():
             if value.shape != ():
                 raise TrainingError(
@@ -133,7 +135,7 @@ class TrainStep:
         for batch in batches:
             if _shapes(batch) not in self._known:
                 self._known.add(_shapes(batch))
-                self._jitted(jax.device_put(spare), frozen, jax.device_put(batch), self._key)
+                self._run(jax.device_put(spare), frozen, jax.device_put(batch))
         return self._compiled.count - before
 
     def __call__(self, state: TrainState, frozen: Any, batch: Any) -> TrainState:
@@ -142,7 +144,7 @@ class TrainStep:
         known = _shapes(batch) in self._known
         # Tracing may move constants to the device; a step that is compiled already may not move anything.
         with contextlib.nullcontext() if known else jax.transfer_guard("allow"):
-            state = self._jitted(state, frozen, batch, self._key)
+            state = self._run(state, frozen, batch)
         if self._compiled.count != before:
             self._known.add(_shapes(batch))
             self.recompilations += 1
@@ -154,9 +156,16 @@ class TrainStep:
             )
         return state
 
-    def _step(self, state: TrainState, frozen: Any, batch: Any, key: Array) -> TrainState:
+    def _run(self, state: TrainState, frozen: Any, batch: Any) -> TrainState:
+        inputs = self._inputs(frozen, batch, state.step, self._key)
+        return self._jitted(state, inputs, self._key)
+
+    def _read(self, frozen: Any, batch: Any, step: Array, key: Array) -> Any:
+        return self._task.inputs(frozen, batch, jax.random.fold_in(key, step))
+
+    def _step(self, state: TrainState, inputs: Any, key: Array) -> TrainState:
         rng = jax.random.fold_in(key, state.step)
-        (loss, metrics), gradients = jax.value_and_grad(self._task.loss, has_aux=True)(state.params, frozen, batch, rng)
+        (loss, metrics), gradients = jax.value_and_grad(self._task.loss, has_aux=True)(state.params, inputs, rng)
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.average

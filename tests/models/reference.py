@@ -19,7 +19,7 @@ def crossan_item(params, states, order, temperature=0.1):
     `states`: modality -> [layers, width]; all towers equally deep and wide.
     """
     adapters, present = params["adapters"], [name for name in order if name in states]
-    side = {name: 0.0 for name in present}
+    side = dict.fromkeys(present, 0.0)
     for rung in range(len(next(iter(states.values())))):
         mixed = {}
         for target in present:

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.models.helpers import crossan, hidden, random_params
-from tests.models.reference import block, crossan_item
 
 from mmrec_jax.adapters import TowerConfig, TowerSpec
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.fusion import FUSIONS, FusionConfig
 from mmrec_jax.sequence import SasRec, SasRecConfig
 from mmrec_jax.systems.crossan import Crossan, CrossanConfig
+from tests.models.helpers import crossan, hidden, random_params
+from tests.models.reference import block, crossan_item
 
 NAMES = ("text", "image", "audio")
 IISAN_PARAMETERS = 4_113_877  # papers.md 1.0: two modalities, 7 of 13 layers x 768, r = 64, D = 64

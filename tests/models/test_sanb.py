@@ -29,7 +29,7 @@ def test_derivatives_of_a_gated_sum():
     weights = jax.random.normal(keys[0], (3,))
     sources = tuple(jax.random.normal(key, (50, 6)) for key in keys[1:])
     ours = jax.grad(lambda w, s: jnp.sum(gated_sum(w, s) ** 2), argnums=(0, 1))(weights, sources)
-    theirs = jax.grad(
-        lambda w, s: jnp.sum(sum(w[i] * x for i, x in enumerate(s)) ** 2), argnums=(0, 1)
-    )(weights, sources)
+    theirs = jax.grad(lambda w, s: jnp.sum(sum(w[i] * x for i, x in enumerate(s)) ** 2), argnums=(0, 1))(
+        weights, sources
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), ours, theirs)  # sum order

@@ -15,7 +15,10 @@ def setup(config=CONFIG, seed=0):
     module = SasRec(config)
     shapes = jax.eval_shape(
         lambda: module.init(
-            jax.random.key(0), jnp.zeros((1, config.length, config.width)), jnp.ones((1, config.length), bool), train=False
+            jax.random.key(0),
+            jnp.zeros((1, config.length, config.width)),
+            jnp.ones((1, config.length), bool),
+            train=False,
         )
     )["params"]
     rng = np.random.default_rng(seed)

@@ -35,7 +35,7 @@ def test_the_state_is_donated_and_the_initial_parameters_are_not():
 
 def test_every_shape_is_compiled_at_warm_up_and_none_later():
     step, state, frozen, stream, batches = begin()
-    assert step.warm_up(state, frozen, batches) == 2
+    assert step.warm_up(state, frozen, batches) == 4  # the inputs and the step, for two shapes
     assert step.warm_up(state, frozen, batches) == 0
     with jax.transfer_guard("disallow"):
         for number in range(12):
@@ -115,10 +115,10 @@ def test_the_moving_average_follows_the_parameters():
 class OneBadGradient(toy.ToyTask):
     """In the third step the loss is finite and the gradient of `users/up/bias` is not."""
 
-    def loss(self, params, frozen, batch, rng):
-        loss, metrics = super().loss(params, frozen, batch, rng)
+    def loss(self, params, inputs, rng):
+        loss, metrics = super().loss(params, inputs, rng)
         bias = params["users"]["up"]["bias"]
-        bad = batch.rows.shape[0] == 24
+        bad = inputs[1].rows.shape[0] == 24
         return loss + (jnp.sum(jnp.sqrt(bias * 0.0)) if bad else 0.0), metrics
 
 
@@ -154,8 +154,8 @@ def test_a_loss_that_is_not_finite_by_itself_is_told_from_one_that_parameters_sp
 
 def test_a_metric_that_is_no_scalar_is_refused():
     class Vector(toy.ToyTask):
-        def loss(self, params, frozen, batch, rng):
-            return super().loss(params, frozen, batch, rng)[0], {"rows": batch.rows}
+        def loss(self, params, inputs, rng):
+            return super().loss(params, inputs, rng)[0], {"rows": inputs[1].rows}
 
     with pytest.raises(TrainingError, match="'rows' of task toy has shape"):
         begin(task=Vector())

@@ -76,8 +76,11 @@ class ToyTask:
         hidden = jnp.tanh(x @ params["items"]["down"]["kernel"])
         return hidden @ params["users"]["up"]["kernel"] + params["users"]["up"]["bias"]
 
-    def loss(self, params, frozen, batch, rng):
-        x = frozen[batch.rows]
+    def inputs(self, frozen, batch, rng):
+        return frozen[batch.rows], batch
+
+    def loss(self, params, inputs, rng):
+        x, batch = inputs
         x = x * jax.random.bernoulli(rng, 0.9, x.shape)
         error = jnp.mean((self._predict(params, x) - batch.targets) ** 2)
         return error, {"batch_size": jnp.float32(batch.rows.shape[0])}
