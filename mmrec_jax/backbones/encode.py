@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mmrec_jax.backbones.backbone import Backbone
 from mmrec_jax.backbones.family import Tokens
-from mmrec_jax.backbones.load import Backbone
 from mmrec_jax.backbones.pooling import pool
+from mmrec_jax.backbones.text import TextPreprocessor
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class PooledEncoder:
         self.backbone = backbone
         self.heads = tuple(heads)
         self.batch = batch
+        preprocess = backbone.preprocess
+        self._longest = preprocess.max_tokens if isinstance(preprocess, TextPreprocessor) else 0
         self._apply = jax.jit(partial(_pooled_states, backbone.model, self.heads))
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> list[Float[np.ndarray, "item layer width"]]:
@@ -50,34 +54,45 @@ class PooledEncoder:
         """
         width = self.backbone.sizes.width
         results = [np.zeros((len(inputs), len(head.layers), width), np.float32) for head in self.heads]
-        running = [(rows, self._apply(self.backbone.params, made)) for rows, made in self._batches(inputs)]
-        for rows, states in running:
-            for result, state in zip(results, states, strict=True):
-                result[rows] = np.asarray(state)[: len(rows)]
+        running: deque[tuple[np.ndarray, tuple[Array, ...]]] = deque()
+        for rows, batch in self._batches(inputs):
+            running.append((rows, self._apply(self.backbone.params, batch)))
+            # One batch is prepared while another is computed; more at once would only take memory.
+            if len(running) == 2:
+                _take(running, results)
+        while running:
+            _take(running, results)
         return results
 
-    def _batches(self, inputs: Sequence[np.ndarray]) -> list[tuple[np.ndarray, Tokens | Array]]:
+    def _batches(self, inputs: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, Tokens | Array]]:
         if self.backbone.family.kind == "text":
             # Sorted by length, a batch wastes little on padding, and only the last one has rows to spare.
             order = np.argsort([len(ids) for ids in inputs], kind="stable")
-            groups = [order[start : start + self.batch] for start in range(0, len(order), self.batch)]
-            return [(rows, pad_tokens([inputs[row] for row in rows], self.batch)) for rows in groups]
+            for start in range(0, len(order), self.batch):
+                rows = order[start : start + self.batch]
+                yield rows, pad_tokens([inputs[row] for row in rows], self.batch, self._longest)
+            return
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for row, pixels in enumerate(inputs):
             by_shape.setdefault(pixels.shape, []).append(row)
-        batches: list[tuple[np.ndarray, Tokens | Array]] = []
         for shape, members in by_shape.items():
             for start in range(0, len(members), self.batch):
                 rows = np.asarray(members[start : start + self.batch])
-                pixels = np.zeros((self.batch, *shape), np.float32)
-                pixels[: len(rows)] = [inputs[row] for row in rows]
-                batches.append((rows, jnp.asarray(pixels)))
-        return batches
+                block = np.zeros((self.batch, *shape), np.float32)
+                block[: len(rows)] = [inputs[row] for row in rows]
+                yield rows, jnp.asarray(block)
 
 
-def pad_tokens(ids: Sequence[np.ndarray], batch: int) -> Tokens:
-    """Texts as one block of `batch` rows and of a length from `padded_length`."""
-    length = padded_length(max(len(i) for i in ids))
+def _take(running: deque[tuple[np.ndarray, tuple[Array, ...]]], results: list[np.ndarray]) -> None:
+    """Puts the oldest running batch's states where they belong."""
+    rows, states = running.popleft()
+    for result, state in zip(results, states, strict=True):
+        result[rows] = np.asarray(state)[: len(rows)]
+
+
+def pad_tokens(ids: Sequence[np.ndarray], batch: int, longest: int) -> Tokens:
+    """Texts as one block of `batch` rows and of a length from `padded_length`, at most `longest`."""
+    length = min(padded_length(max(len(i) for i in ids)), longest)
     padded, mask = np.zeros((batch, length), np.int32), np.zeros((batch, length), bool)
     for row, tokens in enumerate(ids):
         padded[row, : len(tokens)] = tokens

@@ -32,11 +32,17 @@ class Encoder:
             last_hidden_state.
         transformer: the sizes of its core.
         weight_map: where each of its parameters comes from.
+        example: the smallest input, from which the parameters' shapes follow.
+        vocabulary: for text, how many token ids it knows.
+        max_tokens: for text, how many positions it has.
     """
 
     module: nn.Module
     transformer: TransformerConfig
     weight_map: WeightMap
+    example: Tokens | Array
+    vocabulary: int = 0
+    max_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -49,10 +49,12 @@ class TextPreprocessor:
 
     Attributes:
         tokenizer: of the `tokenizers` library, without padding.
+        max_tokens: texts are cut to this length.
         fingerprint: what its result depends on, as JSON values.
     """
 
     tokenizer: Tokenizer
+    max_tokens: int
     fingerprint: dict
 
     def __call__(self, texts: list[str]) -> list[np.ndarray]:
@@ -81,4 +83,4 @@ def read_text_preprocessor(directory: Path, max_tokens: int) -> TextPreprocessor
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_tokens)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return TextPreprocessor(tokenizer, {"tokenizer_sha256": digest, "max_tokens": max_tokens})
+    return TextPreprocessor(tokenizer, max_tokens, {"tokenizer_sha256": digest, "max_tokens": max_tokens})

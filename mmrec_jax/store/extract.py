@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from mmrec_jax.backbones.backbone import Backbone, load
 from mmrec_jax.backbones.config import ExtractionConfig, ModalityConfig, resolve_layers
 from mmrec_jax.backbones.encode import Head, PooledEncoder
-from mmrec_jax.backbones.load import Backbone, load
 from mmrec_jax.backbones.media import ABSENCE, Missing, Reader, image_inputs, text_inputs
 from mmrec_jax.backbones.text import TextPreprocessor
 from mmrec_jax.errors import BackboneError, ConfigError, StoreError, StoreMismatchError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mmrec_jax.backbones.backbone import Backbone, weights_sha256
 from mmrec_jax.backbones.config import ModalityConfig, resolve_layers
-from mmrec_jax.backbones.load import Backbone, weights_sha256
 from mmrec_jax.errors import BackboneError, ConfigError
 
 EXTRACTION_VERSION = 1  # grows when the same media and weights would give other states

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mmrec_jax.backbones.load import load, weights_sha256
+from mmrec_jax.backbones.backbone import load, weights_sha256
 from mmrec_jax.backbones.source import locate
-from mmrec_jax.errors import BackboneError
+from mmrec_jax.errors import BackboneError, ConfigError
 from tests.tiny_backbones import golden, golden_weights, write_backbone
 
 
@@ -95,6 +95,17 @@ def test_a_missing_tokenizer_or_processor_is_an_error_with_a_remedy(tmp_path: Pa
     (write_backbone(tmp_path / "image", "vit") / "preprocessor_config.json").unlink()
     with pytest.raises(BackboneError, match=r"no preprocessor_config.json"):
         load(str(tmp_path / "image"))
+
+
+def test_more_tokens_than_positions_or_embeddings_are_refused(tmp_path: Path) -> None:
+    folder = write_backbone(tmp_path)
+    with pytest.raises(ConfigError, match=r"max_tokens is 25, but .* positions for 24 tokens"):
+        load(str(folder), max_tokens=25)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"]["one-more"] = 60
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(BackboneError, match="the tokenizer has 61 tokens, but the encoder has embeddings for 60"):
+        load(str(folder))
 
 
 def test_a_package_is_found_without_running_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,9 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
+from mmrec_jax.backbones.backbone import Backbone, load
 from mmrec_jax.backbones.encode import Head, PooledEncoder, pad_tokens, padded_length
 from mmrec_jax.backbones.family import Tokens
-from mmrec_jax.backbones.load import Backbone, load
 from mmrec_jax.backbones.patches import bicubic_matrix, interpolate_positions
 from mmrec_jax.backbones.pooling import pool
 from mmrec_jax.backbones.transformer import PLACES
@@ -91,14 +91,15 @@ def test_pooling_by_mean_leaves_padding_out_and_by_cls_takes_the_first_token() -
 
 
 def test_pooled_encoder_gives_each_head_its_layers_in_the_order_of_the_inputs(tmp_path: Path) -> None:
-    backbone = load(str(write_backbone(tmp_path)))
-    texts = ["abc", "a long text of words", "x", "two words", "abc"]
+    backbone = load(str(write_backbone(tmp_path)), max_tokens=23)
+    # The longest text is cut to 23 tokens, which is no padded length: padding stops at the last position.
+    texts = ["abc", "a long text of many many words", "x", "two words", "abc"]
     ids = backbone.preprocess(texts)
     encoder = PooledEncoder(backbone, [Head((0, 3), "mean"), Head((2,), "cls")], batch=2)
     mean, first = encoder(ids)
     assert mean.shape == (5, 2, 24)
     assert first.shape == (5, 1, 24)
-    states = backbone.hidden_states(pad_tokens(ids, batch=5))
+    states = backbone.hidden_states(pad_tokens(ids, batch=5, longest=24))
     for row, tokens in enumerate(ids):
         np.testing.assert_allclose(mean[row, 1], np.asarray(states[3])[row, : len(tokens)].mean(0), atol=1e-5)
         np.testing.assert_allclose(first[row, 0], np.asarray(states[2])[row, 0], atol=1e-5)

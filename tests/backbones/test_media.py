@@ -11,9 +11,9 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from mmrec_jax.backbones.backbone import load
 from mmrec_jax.backbones.config import ExtractionConfig, ModalityConfig, resolve_layers
 from mmrec_jax.backbones.image import MediaError, centre_crop, read_image, read_image_preprocessor
-from mmrec_jax.backbones.load import load
 from mmrec_jax.backbones.media import Missing, image_inputs, inside, text_inputs
 from mmrec_jax.backbones.text import fill_template
 from mmrec_jax.errors import BackboneError, ConfigError

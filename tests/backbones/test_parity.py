@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmrec_jax.backbones.backbone import load
 from mmrec_jax.backbones.family import Tokens
 from mmrec_jax.backbones.image import read_image_preprocessor
-from mmrec_jax.backbones.load import load
 from mmrec_jax.backbones.patches import interpolate_positions
 from mmrec_jax.backbones.text import read_text_preprocessor
 from tests.tiny_backbones import write_tokenizer

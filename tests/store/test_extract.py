@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from mmrec_jax.backbones import ExtractionConfig, ModalityConfig
+from mmrec_jax.backbones.backbone import load
 from mmrec_jax.backbones.encode import PooledEncoder
 from mmrec_jax.backbones.family import Tokens
-from mmrec_jax.backbones.load import load
 from mmrec_jax.errors import BackboneError, ConfigError, StoreError, StoreMismatchError
 from mmrec_jax.store import HiddenStateStore, extract
 from tests.store import extraction_run

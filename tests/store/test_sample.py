@@ -54,7 +54,9 @@ def test_the_script_builds_a_sample_without_the_media_themselves(tmp_path: Path)
         "movieId,title,genres,imdbId,tmdbId,overview,has_poster\n"
         '9,C,Drama,1,1.0,"secret, plot",1\n3,A,Comedy|Drama,1,1.0,secret,1\n7,B,War,1,,secret,1\n8,D,War,1,,secret,1\n'
     )
-    text = write_backbone(tmp_path / "bert", weights=deepened("bert", 6), num_hidden_layers=6)
+    longer = {"embeddings.position_embeddings.weight": rng.normal(size=(128, 24)).astype(np.float32)}
+    sizes = {"num_hidden_layers": 6, "max_position_embeddings": 128}
+    text = write_backbone(tmp_path / "bert", weights=deepened("bert", 6) | longer, **sizes)
     image = write_backbone(tmp_path / "dinov2", "dinov2", deepened("dinov2", 12), num_hidden_layers=12)
     weights = {MODALITIES["overview"].backbone: str(text), MODALITIES["poster"].backbone: str(image)}
     size = build(source, weights, tmp_path / "made")

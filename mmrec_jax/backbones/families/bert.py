@@ -98,7 +98,14 @@ def build(config: dict, method: BlockMethod | None) -> Encoder:
         *layer_norm("norm", "embeddings.LayerNorm"),
         *block_weights(sizes, "encoder.layer.{layer}.", BLOCK),
     ]
-    return Encoder(module, sizes, WeightMap(tuple(weights), IGNORED, prefix="bert."))
+    return Encoder(
+        module,
+        sizes,
+        WeightMap(tuple(weights), IGNORED, prefix="bert."),
+        example=Tokens(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)),
+        vocabulary=module.vocabulary,
+        max_tokens=module.max_positions,
+    )
 
 
 FAMILIES = (Family("bert", "text", build),)

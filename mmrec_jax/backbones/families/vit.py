@@ -6,6 +6,7 @@ normalisation comes after the last hidden state, as in transformers 5.23; `final
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -80,7 +81,8 @@ def vision_encoder(
         *layer_norm("norm", "layernorm"),
     ]
     module = VisionTransformer(sizes, patch, grid, method)
-    return Encoder(module, sizes, WeightMap(tuple(weights), IGNORED, prefix))
+    example = jnp.zeros((1, *patch, integer(config, "num_channels", 3)), jnp.float32)
+    return Encoder(module, sizes, WeightMap(tuple(weights), IGNORED, prefix), example)
 
 
 def build(config: dict, method: BlockMethod | None) -> Encoder:

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
 
-from mmrec_jax.backbones.family import Family, Tokens
+from mmrec_jax.backbones.family import Encoder, Family, Tokens
 from mmrec_jax.backbones.image import ImagePreprocessor, read_image_preprocessor
 from mmrec_jax.backbones.registry import find_family
 from mmrec_jax.backbones.source import locate
 from mmrec_jax.backbones.text import TextPreprocessor, read_text_preprocessor
 from mmrec_jax.backbones.transformer import BlockMethod, TransformerConfig
 from mmrec_jax.backbones.weights import WEIGHTS_FILE, map_weights, read_tensors, sha256_of
-from mmrec_jax.errors import BackboneError
+from mmrec_jax.errors import BackboneError, ConfigError
 from mmrec_jax.types import Params
 
 
@@ -58,33 +58,30 @@ def _apply(model: nn.Module, params: Params, inputs: Tokens | Array) -> tuple[Ar
     return states
 
 
-def load(spec: str, *, revision: str = "", max_tokens: int = 128, method: BlockMethod | None = None) -> Backbone:
+def load(spec: str, *, revision: str = "", max_tokens: int = 0, method: BlockMethod | None = None) -> Backbone:
     """Loads a backbone.
 
     Args:
         spec: a local directory, "package:NAME", or a hub id.
         revision: branch, tag or commit of a hub id.
-        max_tokens: texts are cut to this many tokens.
+        max_tokens: texts are cut to this many tokens; 0 is as many as the encoder has positions for.
         method: applied at the named places of each block; the parameters it makes are not part of `params`.
 
     Raises:
         BackboneError: the files are missing, of an unknown kind, or do not fit together.
+        ConfigError: `max_tokens` is more than the encoder has positions for.
     """
     directory = locate(spec, revision)
     config = read_config(directory)
     family = find_family(config.get("model_type"), str(directory / "config.json"))
     encoder = family.build(config, None)
-    example: Tokens | Array
-    if family.kind == "text":
-        example = Tokens(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
-    else:
-        side = max(encoder.module.patch)
-        example = jnp.zeros((1, side, side, int(config.get("num_channels", 3))), jnp.float32)
-    expected = jax.eval_shape(encoder.module.init, jax.random.key(0), example)["params"]
+    expected = jax.eval_shape(encoder.module.init, jax.random.key(0), encoder.example)["params"]
     path = directory / WEIGHTS_FILE
     params = map_weights(read_tensors(path), encoder.weight_map, expected, str(path))
     preprocess = (
-        read_text_preprocessor(directory, max_tokens) if family.kind == "text" else read_image_preprocessor(directory)
+        _text(directory, encoder, max_tokens or encoder.max_tokens)
+        if family.kind == "text"
+        else read_image_preprocessor(directory)
     )
     return Backbone(
         spec=spec,
@@ -95,6 +92,20 @@ def load(spec: str, *, revision: str = "", max_tokens: int = 128, method: BlockM
         preprocess=preprocess,
         weights_sha256=sha256_of([path]),
     )
+
+
+def _text(directory: Path, encoder: Encoder, max_tokens: int) -> TextPreprocessor:
+    """The tokenizer; it gives no id or position beyond the encoder's tables, where JAX would read another row."""
+    if max_tokens > encoder.max_tokens:
+        raise ConfigError(
+            f"max_tokens is {max_tokens}, but the backbone at {directory} has positions for {encoder.max_tokens} tokens"
+        )
+    preprocess = read_text_preprocessor(directory, max_tokens)
+    if (known := preprocess.tokenizer.get_vocab_size()) > encoder.vocabulary:
+        raise BackboneError(
+            f"{directory}: the tokenizer has {known} tokens, but the encoder has embeddings for {encoder.vocabulary}"
+        )
+    return preprocess
 
 
 def weights_sha256(spec: str, revision: str = "", *, local_only: bool = False) -> str:
