@@ -108,16 +108,22 @@ def _text(directory: Path, encoder: Encoder, max_tokens: int) -> TextPreprocesso
     return preprocess
 
 
-def weights_sha256(spec: str, revision: str = "", *, local_only: bool = False) -> str:
-    """The digest that `load` would give, without loading; `local_only` keeps it off the network.
+def identify(spec: str, kind: str, max_tokens: int, revision: str = "") -> dict:
+    """What tells one backbone from another, without loading it or using the network.
+
+    Returns:
+        "weights_sha256" and "preprocessing", as `load` would have them.
 
     Raises:
-        BackboneError: the files are not found.
+        BackboneError: the files are not on this machine.
     """
-    path = locate(spec, revision, local_only=local_only) / WEIGHTS_FILE
+    directory = locate(spec, revision, local_only=True)
+    path = directory / WEIGHTS_FILE
     if not path.is_file():
-        raise BackboneError(f"{path.parent} has no {path.name}")
-    return sha256_of([path])
+        raise BackboneError(f"{directory} has no {path.name}")
+    text = kind == "text"
+    preprocess = read_text_preprocessor(directory, max_tokens) if text else read_image_preprocessor(directory)
+    return {"weights_sha256": sha256_of([path]), "preprocessing": preprocess.fingerprint}
 
 
 def read_config(directory: Path) -> dict:

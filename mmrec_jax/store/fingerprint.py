@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmrec_jax.backbones.backbone import Backbone, weights_sha256
+from mmrec_jax.backbones.backbone import Backbone, identify
 from mmrec_jax.backbones.config import ModalityConfig, resolve_layers
 from mmrec_jax.errors import BackboneError, ConfigError
 
@@ -32,7 +32,7 @@ def differences(config: ModalityConfig, stored: dict, stored_layers: tuple[int, 
     """What a config asks for and a stored modality does not have, one sentence each.
 
     Equal backbone names of the hub are believed; local directories and packages, and any backbone of another
-    name, are compared by their weights' digest where they can be found on this machine.
+    name, are compared by their weights' digest and preprocessing where their files are on this machine.
     """
     asked = {
         "kind": config.kind,
@@ -64,7 +64,7 @@ def _backbone_differences(config: ModalityConfig, stored: dict) -> list[str]:
             return [f"revision is {stored['revision']!r} in the store and {config.revision!r} in the config"]
         return []
     try:
-        digest = weights_sha256(config.backbone, config.revision, local_only=True)
+        here = identify(config.backbone, config.kind, config.max_tokens, config.revision)
     except BackboneError as error:
         if same_name:
             return []
@@ -72,9 +72,13 @@ def _backbone_differences(config: ModalityConfig, stored: dict) -> list[str]:
             f"backbone is {stored['backbone']!r} in the store and {config.backbone!r} in the config, whose "
             f"weights cannot be compared here ({error})"
         ]
-    if digest == stored["weights_sha256"]:
-        return []
+    if here["weights_sha256"] != stored["weights_sha256"]:
+        return [
+            f"backbone is {stored['backbone']!r} with weights {stored['weights_sha256'][:12]} in the store and "
+            f"{config.backbone!r} with weights {here['weights_sha256'][:12]} in the config"
+        ]
     return [
-        f"backbone is {stored['backbone']!r} with weights {stored['weights_sha256'][:12]} in the store and "
-        f"{config.backbone!r} with weights {digest[:12]} in the config"
+        f"preprocessing has {key} {stored['preprocessing'].get(key)!r} in the store and {value!r} in {config.backbone}"
+        for key, value in here["preprocessing"].items()
+        if key != "max_tokens" and stored["preprocessing"].get(key) != value
     ]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mmrec_jax.backbones.backbone import load, weights_sha256
+from mmrec_jax.backbones.backbone import identify, load
 from mmrec_jax.backbones.source import locate
 from mmrec_jax.errors import BackboneError, ConfigError
 from tests.tiny_backbones import golden, golden_weights, write_backbone
@@ -148,7 +148,7 @@ def test_a_hub_id_is_taken_from_the_cache_before_the_network_and_only_data_files
     data_only = ("*.json", "*.txt", "*.safetensors")
     assert asked == [("owner/encoder", "v2", data_only, True), ("owner/encoder", "v2", data_only, False)]
     with pytest.raises(BackboneError, match=r"'owner/encoder' is not in the hub's cache here \(not cached\)"):
-        weights_sha256("owner/encoder", local_only=True)
+        identify("owner/encoder", "text", 8)
     assert len(asked) == 3
 
 
@@ -189,9 +189,10 @@ def test_config_that_is_no_json_object_is_an_error(tmp_path: Path) -> None:
             load(str(folder))
 
 
-def test_the_digest_depends_on_the_weights_alone(tmp_path: Path) -> None:
+def test_a_backbone_is_identified_by_weights_and_preprocessing_as_load_has_them(tmp_path: Path) -> None:
     first, second = write_backbone(tmp_path / "a"), write_backbone(tmp_path / "b", hidden_act="relu")
-    assert weights_sha256(str(first)) == weights_sha256(str(second)) == load(str(first)).weights_sha256
+    loaded = load(str(first), max_tokens=8)
+    expected = {"weights_sha256": loaded.weights_sha256, "preprocessing": loaded.preprocess.fingerprint}
+    assert identify(str(first), "text", 8) == expected == identify(str(second), "text", 8)
     save_file(bert_weights() | {"pooler.dense.bias": np.ones(24, np.float32)}, second / "model.safetensors")
-    assert weights_sha256(str(first)) != weights_sha256(str(second))
-    assert json.loads((first / "config.json").read_text())["model_type"] == "bert"
+    assert identify(str(second), "text", 8) != expected

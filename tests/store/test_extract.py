@@ -168,6 +168,20 @@ def test_another_name_for_the_same_weights_fits_the_store(tmp_path: Path) -> Non
         store.check({"title": text(other)})
 
 
+def test_other_preprocessing_of_the_same_weights_does_not_fit_the_store(tmp_path: Path) -> None:
+    folder = write_backbone(tmp_path / "vit", "vit")
+    Image.new("RGB", (40, 40)).save(tmp_path / "1.png")
+    modality = {"cover": ModalityConfig("image", str(folder), path_template="{item}.png")}
+    catalogue = pl.DataFrame({"item": ["1"]})
+    extract(modality, catalogue, tmp_path, tmp_path / "store", QUIET)
+    store = HiddenStateStore.open(tmp_path / "store")
+    store.check(modality)
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "size": {"shortest_edge": 36}}))
+    with pytest.raises(StoreMismatchError, match="cover: preprocessing has shortest_edge 32 in the store and 36 in"):
+        store.check(modality)
+
+
 def test_a_backbone_of_another_kind_and_a_catalogue_without_ids_are_errors(tmp_path: Path) -> None:
     folder = write_backbone(tmp_path / "vit", "vit")
     with pytest.raises(BackboneError, match="encodes image, but the modality's kind is text"):
