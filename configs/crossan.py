@@ -5,7 +5,7 @@
 Arguments: `configs/crossan.py:smoke` runs two epochs of a shrunken model, to see that everything works.
 """
 
-from mmrec_jax.config import base, modality
+from mmrec_jax.config import base, modality, unknown_argument
 
 
 def get_config(argument: str = ""):
@@ -35,5 +35,5 @@ def get_config(argument: str = ""):
         config.model.bottleneck = 8
         config.model.length = 10
     elif argument:
-        raise ValueError(f"configs/crossan.py:{argument}: the only argument is smoke")
+        raise unknown_argument("configs/crossan.py", argument, "smoke")
     return config

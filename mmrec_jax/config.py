@@ -8,6 +8,8 @@ values when `resolve` builds the dataclasses, both before anything is compiled.
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ from mmrec_jax.systems.config import ModelConfig, ScoringConfig, UserConfig
 from mmrec_jax.training.config import TrainingConfig
 
 BASELINES = ("popularity", "sasrec")
+VALIDATED = ("HR", "NDCG", "MRR")
+"""Metrics that each validation computes."""
 T = TypeVar("T")
 
 
@@ -38,7 +42,7 @@ class RunConfig:
         store: directory or gs:// URL of the hidden-state store; "" is the sample's own, else `store` in the workdir.
         baselines: trained and evaluated beside the model, of `BASELINES`.
         show_users: users whose last items and recommendations are printed after training.
-        warm_start: a finished run with fewer modalities to begin from.
+        warm_start: workdir of a finished run with fewer modalities to begin from.
         on_unknown_item: what a history with items outside the catalogue is: an `error`, or `skip` (and count) them.
     """
 
@@ -66,18 +70,21 @@ class RunConfig:
         if self.on_unknown_item not in ("error", "skip"):
             raise ConfigError(f"on_unknown_item={self.on_unknown_item!r}: choose error or skip.")
         if self.model.system != "sasrec" and not self.modalities:
-            raise ConfigError(
-                f"model.system={self.model.system!r} reads hidden states: name at least one modality."
-            )
+            raise ConfigError(f"model.system={self.model.system!r} reads hidden states: name at least one modality.")
         if self.model.system == "sasrec" and self.modalities:
             raise ConfigError("model.system='sasrec' knows items by id only: it takes no modalities.")
         stray = [name for name, _ in self.model.bottlenecks if name not in self.modalities]
         if stray:
-            raise ConfigError(
-                f"model.bottlenecks names {', '.join(stray)}, which is no modality of this config."
-            )
+            raise ConfigError(f"model.bottlenecks names {', '.join(stray)}, which is no modality of this config.")
         if self.warm_start and self.model.system == "sasrec":
             raise ConfigError("warm_start adds modalities to a finished model; an ID table has none.")
+        if not re.fullmatch(rf"({'|'.join(VALIDATED)})@[1-9][0-9]*", self.training.monitor):
+            raise ConfigError(
+                f"training.monitor={self.training.monitor!r}: choose one of {', '.join(VALIDATED)} at a cut-off, "
+                "such as NDCG@10."
+            )
+        if self.show_users < 0:
+            raise ConfigError(f"show_users={self.show_users}: a number of users, or 0 for none.")
 
 
 SECTIONS: dict[str, type] = {
@@ -96,9 +103,7 @@ SECTIONS: dict[str, type] = {
 def base(name: str) -> config_dict.ConfigDict:
     """A config with every section at its defaults and no modality."""
     plain = {
-        field.name: field.default
-        for field in dataclasses.fields(RunConfig)
-        if field.default is not dataclasses.MISSING
+        field.name: field.default for field in dataclasses.fields(RunConfig) if field.default is not dataclasses.MISSING
     }
     sections = {key: _section(cls) for key, cls in SECTIONS.items()}
     return config_dict.ConfigDict({"name": name, "modalities": {}} | sections | plain)
@@ -122,12 +127,16 @@ def resolve(config: config_dict.ConfigDict) -> RunConfig:
         if key in SECTIONS:
             values[key] = _build(SECTIONS[key], value, key)
         elif key == "modalities":
-            values[key] = {
-                name: _build(ModalityConfig, part, f"modalities.{name}") for name, part in value.items()
-            }
+            values[key] = {name: _build(ModalityConfig, part, f"modalities.{name}") for name, part in value.items()}
         else:
             values[key] = _tuples(value)
     return _construct(RunConfig, values, "the config")
+
+
+def unknown_argument(file: str, argument: str, *known: str) -> ConfigError:
+    """The error of a config file that is given an argument (`file.py:argument`) it does not know."""
+    choices = f"it knows {' and '.join(known)}" if known else "it takes none"
+    return ConfigError(f"{file}:{argument}: the config file does not know the argument {argument!r}; {choices}.")
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:
@@ -158,16 +167,48 @@ def _build(cls: type[T], values: Any, where: str) -> T:
 
 
 def _construct(cls: type[T], values: dict[str, Any], where: str) -> T:
-    known = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is a dataclass
+    hints = typing.get_type_hints(cls)
+    known = {field.name: hints[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is a dataclass
     unknown = sorted(set(values) - set(known))
     if unknown:
-        raise ConfigError(f"{where}: unknown key {', '.join(unknown)}. Known keys: {', '.join(known)}.")
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        raise ConfigError(
+            f"{where}: unknown key {', '.join(unknown)}.{f' Did you mean {near[0]}?' if near else ''} "
+            f"Known keys: {', '.join(known)}."
+        )
+    wrong = [
+        f"{key}={value!r} must be {_type_name(known[key])}"
+        for key, value in values.items()
+        if not _fits(value, known[key])
+    ]
+    if wrong:
+        raise ConfigError(f"{where}: {'; '.join(wrong)}.")
     try:
         return cls(**values)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
-    except TypeError as error:
-        raise ConfigError(f"{where}: a value has the wrong type ({error}).") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value has the type of a dataclass field; whole numbers pass for floats."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if parts[-1] is Ellipsis:
+            return all(_fits(part, parts[0]) for part in value)
+        return len(value) == len(parts) and all(map(_fits, value, parts))
+    if origin is not None:
+        return isinstance(value, origin)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _type_name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
 def _tuples(value: Any) -> Any:

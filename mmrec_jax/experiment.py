@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmrec_jax.config import RunConfig, to_json
-from mmrec_jax.errors import MissingModalityError
+from mmrec_jax.errors import MissingModalityError, UserError
 
 if TYPE_CHECKING:
     from mmrec_jax.data.batches import TrainingStream
@@ -26,13 +26,20 @@ def source_directory(config: RunConfig) -> Path:
     return locate(config.data).interactions.parent
 
 
-def store_location(config: RunConfig, workdir: Path) -> str:
-    """Where the hidden states are kept: as configured, else beside a sample, else in the workdir."""
-    if config.store:
-        return config.store
-    if config.data.source.startswith("sample:"):
-        return str(source_directory(config) / "store")
-    return str(workdir / "store")
+def has_source(config: RunConfig) -> bool:
+    """Whether the raw data is there."""
+    from mmrec_jax.data.layouts import locate
+
+    try:
+        locate(config.data)
+    except UserError:
+        return False
+    return True
+
+
+def prepared_directory(workdir: Path, fingerprint: str) -> Path:
+    """Where a workdir keeps the prepared data of a fingerprint."""
+    return workdir / "data" / fingerprint[:16]
 
 
 def prepare_data(config: RunConfig, workdir: Path) -> PreparedData:
@@ -42,6 +49,31 @@ def prepare_data(config: RunConfig, workdir: Path) -> PreparedData:
     return prepare(config.data, workdir / "data")
 
 
+def open_store(location: str) -> HiddenStateStore | None:
+    """The store at a location, or None where there is none."""
+    from mmrec_jax.store import HiddenStateStore
+    from mmrec_jax.store.arrays import key_value_store, read_json
+
+    if read_json(key_value_store(location), "store.json") is None:
+        return None
+    return HiddenStateStore.open(location)
+
+
+def store_location(config: RunConfig, workdir: Path) -> str:
+    """Where the hidden states are kept: as configured, else in the workdir.
+
+    A sample's own store serves configs whose modalities it all has; nothing is ever written to it.
+    """
+    if config.store:
+        return config.store
+    if config.data.source.startswith("sample:"):
+        own = str(source_directory(config) / "store")
+        store = open_store(own)
+        if store is not None and set(config.modalities) <= set(store.modalities):
+            return own
+    return str(workdir / "store")
+
+
 def ensure_states(config: RunConfig, prepared: PreparedData, workdir: Path) -> HiddenStateStore:
     """A store that holds every item's states as the config asks for them; extracts what it lacks.
 
@@ -49,15 +81,12 @@ def ensure_states(config: RunConfig, prepared: PreparedData, workdir: Path) -> H
         StoreMismatchError: the store was made with other settings.
     """
     from mmrec_jax.store import HiddenStateStore, extract
-    from mmrec_jax.store.arrays import key_value_store, read_json
 
     location = store_location(config, workdir)
-    item_ids = [str(item) for item in prepared.item_ids[1:]]
-    if read_json(key_value_store(location), "store.json") is not None:
-        store = HiddenStateStore.open(location)
-        known = {name: part for name, part in config.modalities.items() if name in store.modalities}
-        store.check(known)
-        if not any(store.missing(config.modalities, item_ids).values()):
+    store = open_store(location)
+    if store is not None:
+        store.check({name: part for name, part in config.modalities.items() if name in store.modalities})
+        if not any(store.missing(config.modalities, [str(item) for item in prepared.item_ids[1:]]).values()):
             return store
     extract(config.modalities, prepared.catalogue, source_directory(config), location, config.extraction)
     return HiddenStateStore.open(location)
@@ -107,12 +136,19 @@ def build_task(config: RunConfig, table: StateTable | None, rows: int) -> Sequen
     if table is None:
         items = IdItems(IdTable(rows, config.model.width))
     else:
-        items = ContentItems(
-            Crossan(CrossanConfig(_towers(config, table), config.fusion, config.model.width))
-        )
+        items = ContentItems(Crossan(CrossanConfig(_towers(config, table), config.fusion, config.model.width)))
     return SequentialRecommendation(
-        items, user, config.objective, config.scoring, tuple(config.modalities), config.training.compute_dtype
+        items, user, config.objective, config.scoring, tuple(config.modalities), compute_dtype(config)
     )
+
+
+def compute_dtype(config: RunConfig) -> str:
+    """Type of the item encoder's products: `auto` is bfloat16 on accelerators and float32 on CPU, faster there."""
+    import jax
+
+    if config.training.compute_dtype != "auto":
+        return config.training.compute_dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def _towers(config: RunConfig, table: StateTable):
@@ -139,10 +175,12 @@ def _towers(config: RunConfig, table: StateTable):
 
 def frozen_inputs(table: StateTable | None, prepared: PreparedData) -> SequentialFrozen:
     """What the task reads and never trains."""
+    import jax.numpy as jnp
+
     from mmrec_jax.objectives import log_popularity
     from mmrec_jax.training.sequential import SequentialFrozen
 
-    return SequentialFrozen(table, log_popularity(prepared.popularity))
+    return SequentialFrozen(table, log_popularity(jnp.asarray(prepared.popularity)))
 
 
 def training_stream(config: RunConfig, prepared: PreparedData) -> TrainingStream:

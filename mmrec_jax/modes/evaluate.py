@@ -1,21 +1,39 @@
-"""Evaluates the best checkpoint of a finished run."""
+"""Evaluates the best checkpoints of a finished run."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from mmrec_jax.modes.results import Outcome, popularity, report, tested
 from mmrec_jax.modes.run import Run
+from mmrec_jax.modes.train import id_run
+from mmrec_jax.modes.workdir import is_trained
 
 
-def evaluate(run: Run):
-    """Prints the table and the slices, writes `evaluation.json` and `ranks_test.parquet`; returns the result."""
-    from mmrec_jax.evaluation.report import slice_table, table
+def evaluate(run: Run) -> dict[str, Any]:
+    """Prints the tables of the run and of its baselines, and writes them to `evaluation.json` and `report.md`.
+
+    A baseline that was not trained is left out.
+
+    Returns:
+        The content of `evaluation.json`.
+
+    Raises:
+        CheckpointError: no usable checkpoint, or one of something else.
+    """
+    outcomes = {run.config.name: _outcome(run)}
+    for name in run.config.baselines:
+        baseline = id_run(run)
+        if name == "popularity":
+            outcomes[name] = popularity(run)
+        elif is_trained(baseline.workdir):
+            outcomes[name] = _outcome(baseline)
+    return report(run, outcomes, "evaluation")
+
+
+def _outcome(run: Run) -> Outcome:
     from mmrec_jax.training import load_params
 
-    description = run.description()
-    params, _ = load_params(run.workdir, run={k: v for k, v in description.items() if k != "info"})
-    _, result = run.test(params)
-    run.console.print(table({run.config.name: result}, title=f"{run.config.name}: test split, percent"))
-    if run.config.evaluation.slices:
-        run.console.print(slice_table({run.config.name: result}))
-    (run.workdir / "evaluation.json").write_text(result.to_json())
-    result.write_ranks(run.workdir / "ranks_test.parquet", run.data.user_ids, run.data.item_ids)
-    return result
+    params = run.parameters()
+    progress = load_params(run.workdir, "last")[1]["progress"]
+    return tested(run, params, progress["history"], progress["best_step"], progress["best_value"])

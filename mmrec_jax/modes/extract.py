@@ -10,6 +10,6 @@ def extract(run: Run) -> None:
     """Extracts what the store lacks and says what it holds."""
     from mmrec_jax.modes.inspect import describe_store
 
-    if not run.config.modalities:
+    if run.store is None:
         raise ConfigError(f"{run.config.name} has no modality: there is nothing to extract.")
     run.console.print(describe_store(run.store))

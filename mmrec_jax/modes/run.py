@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import functools
-import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jax
+import numpy as np
+from jaxtyping import Bool
 from ml_collections import config_dict
 from rich.console import Console
 
 from mmrec_jax import experiment
-from mmrec_jax.config import RunConfig, from_json, resolve, to_json
-from mmrec_jax.errors import ConfigError
+from mmrec_jax.config import VALIDATED, RunConfig, resolve
+from mmrec_jax.errors import CheckpointError, ConfigError, UserError
+from mmrec_jax.modes.workdir import CONFIG_FILE, check_same_run, is_trained, keep_config, read_config
 
 if TYPE_CHECKING:
     from mmrec_jax.data.prepared import PreparedData
-
-CONFIG_FILE = "config.json"
+    from mmrec_jax.evaluation.evaluate import EvaluationResult
+    from mmrec_jax.store.store import HiddenStateStore
+    from mmrec_jax.store.table import StateTable
+    from mmrec_jax.types import Params
 
 
 @dataclass(frozen=True)
@@ -29,34 +35,55 @@ class Run:
         config: what to do.
         workdir: takes everything the run makes.
         console: where tables and messages go.
-        shared_data: prepared data of another run, for its baselines.
+        baseline_of: the run that this one is to be compared with; its data is used.
     """
 
     config: RunConfig
     workdir: Path
     console: Console
-    shared_data: PreparedData | None = None
+    baseline_of: Run | None = None
 
     @functools.cached_property
     def data(self) -> PreparedData:
         """The prepared data, made on the first use."""
-        if self.shared_data is not None:
-            return self.shared_data
-        prepared = experiment.prepare_data(self.config, self.workdir)
-        self.console.print(prepared.describe())
+        if self.baseline_of is not None:
+            return self.baseline_of.data
+        try:
+            prepared = experiment.prepare_data(self.config, self.workdir)
+        except UserError as error:
+            # A finished run is used where its raw data is not: in another folder, or on another machine.
+            prepared = self._data_of_checkpoint(error)
         return prepared
 
-    @functools.cached_property
-    def store(self):
-        """The hidden-state store, filled on the first use; None for systems by id."""
-        return (
-            experiment.ensure_states(self.config, self.data, self.workdir) if self.config.modalities else None
-        )
+    def _data_of_checkpoint(self, error: UserError) -> PreparedData:
+        from mmrec_jax.data import open_prepared
+        from mmrec_jax.training import load_params
+
+        if experiment.has_source(self.config) or not is_trained(self.workdir):
+            raise error
+        fingerprint = load_params(self.workdir, "last")[1]["run"]["data"]
+        directory = experiment.prepared_directory(self.workdir, fingerprint)
+        if not directory.is_dir():
+            raise error
+        self.console.print(f"{self.config.data.source} is not here; the data prepared from it before is used.")
+        return open_prepared(directory)
 
     @functools.cached_property
-    def table(self):
+    def store(self) -> HiddenStateStore | None:
+        """The hidden-state store, filled on the first use; None for systems by id."""
+        return experiment.ensure_states(self.config, self.data, self.workdir) if self.config.modalities else None
+
+    @functools.cached_property
+    def table(self) -> StateTable | None:
         """The catalogue's states in memory; None for systems by id."""
         return experiment.load_table(self.config, self.data, self.store) if self.store else None
+
+    @functools.cached_property
+    def present(self) -> dict[str, Bool[np.ndarray, " row"]] | None:
+        """Modality -> catalogue rows that have it; a baseline is sliced like the run it is compared with."""
+        if self.baseline_of is not None:
+            return self.baseline_of.present
+        return {name: np.asarray(mask) for name, mask in self.table.present.items()} if self.table else None
 
     @functools.cached_property
     def frozen(self):
@@ -73,8 +100,8 @@ class Run:
         from mmrec_jax.evaluation import evaluate
         from mmrec_jax.training.scorer import SequentialScorer
 
-        ks = self.config.evaluation.ks
-        settings = replace(self.config.evaluation, lists=False, slices=False, bootstrap=0)
+        ks = tuple(sorted({*self.config.evaluation.ks, int(self.config.training.monitor.split("@")[1])}))
+        settings = replace(self.config.evaluation, ks=ks, lists=False, slices=False, bootstrap=0)
         examples = self.data.examples("valid")
 
         def validate(task, params, frozen):
@@ -85,53 +112,124 @@ class Run:
                 length=self.config.model.length,
                 config=settings,
             )
-            return {
-                f"{name}@{k}": result.metrics[f"{name}@{k}"] for name in ("HR", "NDCG", "MRR") for k in ks
-            }
+            return {f"{name}@{k}": result.metrics[f"{name}@{k}"] for name in VALIDATED for k in ks}
 
         return validate
+
+    def check(self) -> None:
+        """Finds out before anything is compiled whether the data can be trained on and evaluated.
+
+        Raises:
+            EmptySplitError: nothing is held out.
+            ConfigError: a cut-off is larger than the catalogue.
+        """
+        from mmrec_jax.evaluation.topk import check_k
+
+        for split in ("valid", "test"):
+            self.data.examples(split)
+        monitored = int(self.config.training.monitor.split("@")[1])
+        for key, k in (("evaluation.ks", max(self.config.evaluation.ks)), ("training.monitor", monitored)):
+            try:
+                check_k(k, self.data.num_items)
+            except ConfigError as error:
+                raise ConfigError(f"{key}: {error}") from error
 
     def description(self) -> dict:
         """What this run's checkpoints are of."""
         return experiment.description(self.config, self.data, self.store)
 
-    def test(self, params):
-        """The evaluation of parameters on the test split, and the scorer that made it."""
-        import numpy as np
+    def parameters(self, which: str = "best") -> Params:
+        """Parameters of a checkpoint of this run.
 
-        from mmrec_jax.evaluation import evaluate
+        Args:
+            which: `best` or `last`.
+
+        Raises:
+            CheckpointError: there is none, or it is of something else.
+        """
+        from mmrec_jax.training import load_params
+        from mmrec_jax.training.manifest import check
+
+        if not is_trained(self.workdir):
+            raise CheckpointError(f"{self.workdir} holds no checkpoint: train first, or name another --workdir.")
+        wanted = {key: value for key, value in self.description().items() if key != "info"}
+        params, manifest = load_params(self.workdir, which, wanted)
+        # The description agrees; the shapes may still be those of another version of this library.
+        check(manifest, None, jax.eval_shape(self.task.init, jax.random.key(0), self.frozen), f"{self.workdir}")
+        return params
+
+    def test(self, params: Params) -> EvaluationResult:
+        """The evaluation of parameters on the test split."""
         from mmrec_jax.training.scorer import SequentialScorer
 
-        scorer = SequentialScorer(self.task, params, self.frozen)
-        present = (
-            {name: np.asarray(mask) for name, mask in self.table.present.items()} if self.table else None
-        )
-        return scorer, evaluate(
+        return self.evaluated(SequentialScorer(self.task, params, self.frozen))
+
+    def evaluated(self, scorer) -> EvaluationResult:
+        """The evaluation of a scorer on the test split."""
+        from mmrec_jax.evaluation import evaluate
+
+        return evaluate(
             scorer,
             self.data.examples("test"),
             self.data.popularity,
             length=self.config.model.length,
             config=self.config.evaluation,
-            present=present,
+            present=self.present,
         )
 
 
-def open_run(config: config_dict.ConfigDict | None, workdir: str | None) -> Run:
-    """The run of a config file, or of a workdir that has one already.
+def open_run(config: config_dict.ConfigDict | None, workdir: str | Path | None, *, trains: bool = False) -> Run:
+    """The run of a config, or of a workdir that has one already.
+
+    Args:
+        config: of the run; None for the one that the workdir keeps.
+        workdir: None for `runs/<config's name>`.
+        trains: whether the run is to be made, and not only used: the workdir then keeps the config.
 
     Raises:
-        ConfigError: neither is given, or the config cannot work.
+        ConfigError: neither is given, the config cannot work, or the workdir holds a trained run of another one.
     """
-    if config is None:
-        if workdir is None or not (Path(workdir) / CONFIG_FILE).exists():
-            raise ConfigError(
-                "Name a config: --config=configs/crossan.py, or the --workdir of an earlier run."
-            )
-        settings = from_json(json.loads((Path(workdir) / CONFIG_FILE).read_text()))
-    else:
+    if config is not None:
         settings = resolve(config)
+    elif workdir is None:
+        raise ConfigError("Name a config, such as --config=configs/crossan.py, or the --workdir of an earlier run.")
+    else:
+        found = read_config(Path(workdir))
+        if found is None:
+            raise ConfigError(f"{workdir} is no workdir of a run: it has no {CONFIG_FILE}. Name a --config.")
+        settings = found
     directory = Path(workdir) if workdir else Path("runs") / settings.name
-    directory.mkdir(parents=True, exist_ok=True)
-    run = Run(settings, directory, Console())
-    (directory / CONFIG_FILE).write_text(json.dumps(to_json(settings), indent=2))
+    run = Run(settings, directory, terminal())
+    if config is not None:
+        changes = check_same_run(settings, directory)
+        if changes:
+            run.console.print("Changed since the run began: " + "; ".join(changes))
+        if trains:
+            keep_config(settings, directory)
+    keep_compiled_programs(settings)
     return run
+
+
+def terminal() -> Console:
+    """Where the modes write: titles are printed as they are, whatever brackets they have."""
+    return Console(markup=False, emoji=False, highlight=False)
+
+
+def keep_compiled_programs(config: RunConfig) -> None:
+    """Keeps compiled programs on disk, for all runs of a user, where `training.compilation_cache_dir` says.
+
+    By default: in $JAX_COMPILATION_CACHE_DIR if set, else in the user's own cache folder. A folder that cannot be
+    made is no reason to stop.
+    """
+    from mmrec_jax.training import use_compilation_cache
+
+    named = config.training.compilation_cache_dir or os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
+    if named == "off":
+        return
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    directory = Path(named) if named else caches / "mmrec_jax" / "compiled"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    use_compilation_cache(directory)

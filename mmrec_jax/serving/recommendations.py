@@ -19,6 +19,11 @@ from mmrec_jax.errors import ConfigError, DataError, UnknownItemError
 if TYPE_CHECKING:
     from mmrec_jax.data.prepared import PreparedData
 
+_WRITERS: dict[str, Callable[[pl.DataFrame, Path], object]] = {
+    ".parquet": pl.DataFrame.write_parquet,
+    ".json": pl.DataFrame.write_json,
+    ".jsonl": pl.DataFrame.write_ndjson,
+}
 NAMED = 5
 """How many culprits a message names."""
 
@@ -161,20 +166,24 @@ def write_recommendations(table: pl.DataFrame, path: str | Path) -> None:
         ConfigError: another file ending.
     """
     path = Path(path)
-    writers: dict[str, Callable[[Path], object]] = {
-        ".parquet": table.write_parquet,
-        ".json": table.write_json,
-        ".jsonl": table.write_ndjson,
-    }
-    if path.suffix not in writers:
-        raise ConfigError(f"{path}: recommendations are written as {', '.join(writers)}")
+    check_ending(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        writers[path.suffix](unfinished)
+        _WRITERS[path.suffix](table, unfinished)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def check_ending(path: Path) -> None:
+    """Makes sure that recommendations can be written to a file of this name.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if path.suffix not in _WRITERS:
+        raise ConfigError(f"{path}: recommendations are written as {', '.join(_WRITERS)}")
 
 
 def _json_entries(path: Path) -> list[Any]:

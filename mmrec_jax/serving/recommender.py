@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import polars as pl
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from mmrec_jax.errors import ConfigError, DataError, MissingModalityError, UnknownItemError
+from mmrec_jax.errors import ConfigError, DataError, MissingModalityError, StoreMismatchError, UnknownItemError
 from mmrec_jax.evaluation.topk import check_k, top_items
 from mmrec_jax.serving.recommendations import catalogue_rows, recommendations, user_histories
 
 if TYPE_CHECKING:
     from mmrec_jax.modes.run import Run
+    from mmrec_jax.store.store import HiddenStateStore
+    from mmrec_jax.training.sequential import SequentialFrozen
+    from mmrec_jax.types import Params
 
-_NAMED = 5  # unknown items named in a message
+_NAMED = 5  # items named in a message
 
 
 class Recommender:
@@ -31,18 +36,19 @@ class Recommender:
         skipped: unknown items left out of the histories of the last call to `recommend`.
     """
 
-    def __init__(self, run: Run, params: dict) -> None:
+    def __init__(self, run: Run, params: Params) -> None:
         """Encodes the run's catalogue with the given parameters."""
         from mmrec_jax.training.scorer import SequentialScorer
 
         self._run, self._params = run, params
         self._scorer = SequentialScorer(run.task, params, run.frozen)
-        self.item_ids = np.asarray(run.data.item_ids)
-        self._titles = np.asarray(run.data.titles(np.arange(len(self.item_ids))))
-        self._rows = {str(item): row for row, item in enumerate(self.item_ids) if row}
+        self.item_ids = np.asarray(run.data.item_ids, dtype=object)
+        self._titles = np.asarray(run.data.titles(np.arange(len(self.item_ids))), dtype=object)
+        self._rows = dict(zip(self.item_ids[1:].tolist(), range(1, len(self.item_ids)), strict=True))
         weights = self._scorer.encoded.weights
         self._weights = None if weights is None else np.asarray(weights)
-        self._gates = self._gates_of(run.frozen, np.arange(len(self.item_ids), dtype=np.int32))
+        # The catalogue of the data and each lot of added items have tables of their own: (first row, table).
+        self._tables: list[tuple[int, SequentialFrozen]] = [(0, run.frozen)]
         self.skipped = 0
 
     @classmethod
@@ -57,20 +63,17 @@ class Recommender:
             CheckpointError: no usable checkpoint, or one of another system or catalogue.
             ConfigError: the directory is no workdir of a run.
         """
-        from mmrec_jax.modes.run import CONFIG_FILE, open_run
+        from mmrec_jax.modes.run import open_run
+        from mmrec_jax.modes.workdir import CONFIG_FILE
 
         directory = Path(checkpoint)
-        if not (directory / CONFIG_FILE).exists():
-            directory = directory.parent
-        return cls.of_run(open_run(None, str(directory)), which)
+        inside = not (directory / CONFIG_FILE).exists() and (directory.parent / CONFIG_FILE).exists()
+        return cls.of_run(open_run(None, directory.parent if inside else directory), which)
 
     @classmethod
     def of_run(cls, run: Run, which: str = "best") -> Recommender:
         """The recommender of an opened run."""
-        from mmrec_jax.training import load_params
-
-        wanted = {key: value for key, value in run.description().items() if key != "info"}
-        return cls(run, load_params(run.workdir, which, wanted)[0])
+        return cls(run, run.parameters(which))
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -107,6 +110,8 @@ class Recommender:
         """
         if (histories is None) == (users is None):
             raise ConfigError("recommend takes either histories or users.")
+        if isinstance(users, str) or any(isinstance(history, str) for history in _values(histories)):
+            raise DataError("recommend takes a list of histories, each a list of item ids, or a list of user ids.")
         check_k(k, len(self.item_ids) - 1)
         if histories is not None:
             given = histories if isinstance(histories, Mapping) else {str(i): h for i, h in enumerate(histories)}
@@ -142,7 +147,8 @@ class Recommender:
 
         Returns:
             One record an item and modality: item, title, modality, weight (its share in the fused vector) and, a list
-            each, the gates of its tower's blocks: `backbone`, and `from_<modality>` for the side states it received.
+            each, the gates of its tower's blocks: `backbone`, and `from_<modality>` for the side states it received;
+            null where the tower has no such source.
 
         Raises:
             UnknownItemError: an item is not in the catalogue.
@@ -150,20 +156,25 @@ class Recommender:
         """
         if self._weights is None:
             raise ConfigError(f"{self._run.config.name} knows items by id only: there is nothing to explain by.")
-        records = []
-        for row in self._known(items):
-            for column, name in enumerate(self.modalities):
-                gates = {source: values[row].tolist() for source, values in self._gates[name].items()}
-                records.append(
-                    {
-                        "item": str(self.item_ids[row]),
-                        "title": str(self._titles[row]),
-                        "modality": name,
-                        "weight": float(self._weights[row, column]),
-                        **gates,
-                    }
-                )
-        return pl.DataFrame(records)
+        rows = self._known(items)
+        gates = self._gates(rows)
+        frames = [
+            pl.DataFrame(
+                {
+                    "order": np.arange(len(rows)),
+                    "item": pl.Series(self.item_ids[rows].tolist(), dtype=pl.String),
+                    "title": pl.Series(self._titles[rows].tolist(), dtype=pl.String),
+                    "modality": pl.repeat(name, len(rows), dtype=pl.String, eager=True),
+                    "weight": self._weights[rows, column],
+                    **{
+                        source: pl.Series(values, dtype=pl.Array(pl.Float32, values.shape[1])).cast(pl.List(pl.Float32))
+                        for source, values in gates[name].items()
+                    },
+                }
+            )
+            for column, name in enumerate(self.modalities)
+        ]
+        return pl.concat(frames, how="diagonal").sort("order", maintain_order=True).drop("order")
 
     def add_items(
         self,
@@ -173,8 +184,11 @@ class Recommender:
     ) -> list[str]:
         """Makes new items part of the catalogue, without training: their media are encoded by the frozen backbones.
 
+        The backbones are loaded anew at each call: add many items at once.
+
         Args:
-            items: one record an item, with the column "item" (its id) and those that the modalities' templates name.
+            items: one record an item: its id in the column "item" (or as the catalogue's file calls it), and the
+                columns that the modalities' templates name.
             media_root: folder that media paths are relative to.
             backbones: backbone as named in the config -> a directory with its files, where the hub is out of reach.
 
@@ -182,64 +196,129 @@ class Recommender:
             Ids of the items added.
 
         Raises:
-            DataError: ids that the catalogue has already, or twice.
+            DataError: ids that the catalogue has already, twice, or none.
+            StoreMismatchError: a backbone or its preprocessing is another than the one the model was trained with.
             MissingModalityError: items with no readable medium at all; nothing is added then.
         """
-        from mmrec_jax import store
         from mmrec_jax.training.scorer import encode_rows
-        from mmrec_jax.training.sequential import SequentialFrozen
 
         config = self._run.config
         if not config.modalities:
             raise ConfigError(f"{config.name} knows items by id only: new items need training.")
-        frame = items if isinstance(items, pl.DataFrame) else pl.DataFrame(list(items))
-        if "item" not in frame.columns:
-            raise DataError("add_items needs the column 'item' with the new items' ids.")
-        ids = frame["item"].cast(pl.String).to_list()
-        known = [item for item in ids if item in self._rows]
-        if known or len(set(ids)) != len(ids):
-            raise DataError(f"add_items: ids must be new and distinct; known already: {', '.join(known[:_NAMED])}.")
-        with tempfile.TemporaryDirectory() as folder:
-            store.extract(config.modalities, frame, media_root, folder, _tolerant(config.extraction), backbones)
-            layers = {name: part.layers for name, part in config.modalities.items()}
-            table = store.HiddenStateStore.open(folder).table(layers, ids)
-        there = np.any([np.asarray(mask) for mask in table.present.values()], axis=0)[1:]
-        if not there.all():
-            lacking = [item for item, good in zip(ids, there, strict=True) if not good]
-            raise MissingModalityError(f"no readable medium for {', '.join(lacking[:_NAMED])}; nothing was added.")
-        rows = np.arange(1, len(ids) + 1, dtype=np.int32)
-        frozen = SequentialFrozen(table, jnp.zeros(len(ids) + 1))
-        encoded = encode_rows(self._run.task, jax.device_put(self._params), frozen, rows)
+        frame = self._new_items(items if isinstance(items, pl.DataFrame) else pl.DataFrame(list(items)))
+        ids = frame["item"].to_list()
+        frozen = self._encoded_by_backbones(frame, Path(media_root), backbones)
+        encoded = encode_rows(
+            self._run.task, jax.device_put(self._params), frozen, np.arange(1, len(ids) + 1, dtype=np.int32)
+        )
         self._scorer.extend(encoded)
-        new_gates = self._gates_of(frozen, rows)
-        self._gates = {
-            name: {source: np.concatenate([old, new_gates[name][source]]) for source, old in gates.items()}
-            for name, gates in self._gates.items()
-        }
+        self._tables.append((len(self.item_ids), frozen))
         self._weights = np.concatenate([self._weights, np.asarray(encoded.weights)])
-        titles = frame[config.data.title_column].to_list() if config.data.title_column in frame.columns else ids
-        first = len(self.item_ids)
-        self.item_ids = np.concatenate([self.item_ids, np.asarray(ids, dtype=self.item_ids.dtype)])
-        self._titles = np.concatenate([self._titles, np.asarray(titles, dtype=self._titles.dtype)])
-        self._rows |= {item: first + i for i, item in enumerate(ids)}
+        title = config.data.title_column
+        titles = frame[title].cast(pl.String).fill_null(frame["item"]) if title in frame.columns else frame["item"]
+        self._rows |= dict(zip(ids, range(len(self.item_ids), len(self.item_ids) + len(ids)), strict=True))
+        self.item_ids = np.concatenate([self.item_ids, np.asarray(ids, dtype=object)])
+        self._titles = np.concatenate([self._titles, np.asarray(titles.to_list(), dtype=object)])
         return ids
 
-    def _known(self, items: Iterable[str]) -> np.ndarray:
-        items = [str(item) for item in items]
-        unknown = [item for item in items if item not in self._rows]
-        if unknown:
-            raise UnknownItemError(f"not in the catalogue: {', '.join(unknown[:_NAMED])}.")
-        return np.array([self._rows[item] for item in items], np.int64)
+    def _new_items(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The frame with the ids as text in "item"; refuses ids that cannot be new."""
+        own_name = self._run.config.data.catalogue_item_column
+        if "item" not in frame.columns and own_name in frame.columns:
+            frame = frame.rename({own_name: "item"})
+        if "item" not in frame.columns:
+            raise DataError(
+                f"add_items needs the new items' ids in a column 'item'; there is {', '.join(frame.columns) or 'none'}."
+            )
+        frame = frame.with_columns(pl.col("item").cast(pl.String))
+        ids = frame["item"]
+        for what, bad in (
+            ("empty", ids.is_null() | (ids == "")),
+            ("there twice", ids.is_duplicated()),
+            ("in the catalogue already", ids.is_in(list(self._rows))),
+        ):
+            if bad.any():
+                culprits = ids.filter(bad).unique(maintain_order=True).cast(pl.String).fill_null("(none)").to_list()
+                raise DataError(f"add_items: ids that are {what}: {_some(culprits)}. Ids must be new and distinct.")
+        if not len(frame):
+            raise DataError("add_items was given no item.")
+        return frame
 
-    def _gates_of(self, frozen, rows: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-        """Gates of every tower's blocks: modality -> source -> [row, block]."""
+    def _encoded_by_backbones(
+        self, frame: pl.DataFrame, media_root: Path, backbones: Mapping[str, str] | None
+    ) -> SequentialFrozen:
+        """What the task reads of new items, in the type and by the backbones of the run's own store."""
+        from mmrec_jax import store
+        from mmrec_jax.training.sequential import SequentialFrozen
+
+        config, own = self._run.config, self._run.store
+        assert own is not None  # a config with modalities has one
+        ids = frame["item"].to_list()
+        # New items may lack a modality; those that lack all are refused below, by name.
+        kinds = {info.dtype for info in own.modalities.values()}
+        dtype = kinds.pop() if len(kinds) == 1 else "float32"
+        tolerant = replace(config.extraction, dtype=dtype, max_failure_share=1.0, progress=False)
+        with tempfile.TemporaryDirectory() as folder:
+            store.extract(config.modalities, frame, media_root, folder, tolerant, backbones)
+            made = store.HiddenStateStore.open(folder)
+            _check_same_making(made, own)
+            table = made.table({name: part.layers for name, part in config.modalities.items()}, ids)
+        there = np.any([np.asarray(mask) for mask in table.present.values()], axis=0)[1:]
+        if not there.all():
+            lacking = frame["item"].filter(~pl.Series(there)).to_list()
+            raise MissingModalityError(
+                f"{len(lacking)} items have none of the modalities {', '.join(config.modalities)}: {_some(lacking)}. "
+                f"Nothing was added; media are looked for in {media_root}."
+            )
+        return SequentialFrozen(table, jnp.zeros(len(ids) + 1))
+
+    def _known(self, items: Iterable[str]) -> Int[np.ndarray, " item"]:
+        """Catalogue rows of item ids."""
+        names = list(map(str, items))
+        rows = np.fromiter(map(self._rows.get, names, repeat(0)), np.int64, len(names))
+        if not rows.all():
+            unknown = [names[place] for place in np.flatnonzero(rows == 0)]
+            raise UnknownItemError(f"{len(unknown)} items are not in the catalogue: {_some(unknown)}.")
+        return rows
+
+    def _gates(self, rows: Int[np.ndarray, " item"]) -> dict[str, dict[str, Float[np.ndarray, "item block"]]]:
+        """Gates of every tower's blocks for catalogue rows: modality -> source -> [item, block]."""
         from mmrec_jax.training.scorer import tower_gates
 
-        return tower_gates(self._run.task, self._params, frozen, rows) if frozen.states is not None else {}
+        firsts = np.array([first for first, _ in self._tables])
+        of_table = np.searchsorted(firsts, rows, side="right") - 1
+        result: dict[str, dict[str, np.ndarray]] = {}
+        for number in np.unique(of_table):
+            places = np.flatnonzero(of_table == number)
+            first, frozen = self._tables[number]
+            local = rows[places] - (first - 1 if first else 0)  # row 0 of each table is padding
+            padded = np.zeros(1 << (len(places) - 1).bit_length(), np.int32)  # few sizes: few compiled programs
+            padded[: len(places)] = local
+            for name, sources in tower_gates(self._run.task, self._params, frozen, padded).items():
+                for source, values in sources.items():
+                    target = result.setdefault(name, {}).setdefault(source, np.zeros((len(rows), values.shape[1])))
+                    target[places] = values[: len(places)]
+        return result
 
 
-def _tolerant(extraction):
-    """New items may lack a modality; those that lack all are refused afterwards, by name."""
-    from dataclasses import replace
+def _check_same_making(made: HiddenStateStore, own: HiddenStateStore) -> None:
+    """Refuses states of new items that were made in another way than those of the catalogue."""
+    unequal = [
+        f"{name}: {key} is {own.modalities[name].fingerprint.get(key)!r} for the catalogue and {value!r} now"
+        for name, info in made.modalities.items()
+        for key, value in info.fingerprint.items()
+        if key not in ("backbone", "revision") and own.modalities[name].fingerprint.get(key) != value
+    ]
+    if unequal:
+        raise StoreMismatchError(
+            f"new items would be encoded in another way than the catalogue: {'; '.join(unequal)}. Give the directory "
+            "of the backbone that the store was made with in `backbones`."
+        )
 
-    return replace(extraction, dtype="float32", max_failure_share=1.0, progress=False)
+
+def _values(histories: Sequence[Sequence[str]] | Mapping[str, Sequence[str]] | None) -> Iterable[Sequence[str]]:
+    return histories.values() if isinstance(histories, Mapping) else histories or ()
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

@@ -17,7 +17,8 @@ class TrainingConfig:
     Attributes:
         epochs: passes over the stream at most.
         batch_size: users a batch; read by whoever builds the stream.
-        compute_dtype: `float32` or `bfloat16`; read by whoever builds the task. Parameters stay float32.
+        compute_dtype: `float32`, `bfloat16`, or `auto`: bfloat16 on accelerators, float32 on CPU; read by whoever
+            builds the task. Parameters stay float32.
         seed: of the initial parameters and of every random choice inside a step.
         optimizer: `adam` or `adamw`.
         learning_rate: of parameters that no group names.
@@ -52,7 +53,7 @@ class TrainingConfig:
 
     epochs: int = 40
     batch_size: int = 64
-    compute_dtype: str = "float32"
+    compute_dtype: str = "auto"
     seed: int = 0
     optimizer: str = "adam"
     learning_rate: float = 1e-3
@@ -106,7 +107,7 @@ def _range(rule, holds):
 _RULES = [
     ("epochs", *_range("at least 1", lambda v: v >= 1)),
     ("batch_size", *_range("at least 1", lambda v: v >= 1)),
-    ("compute_dtype", *_choice("float32", "bfloat16")),
+    ("compute_dtype", *_choice("auto", "float32", "bfloat16")),
     ("seed", *_range("from 0 to 2**32 - 1", lambda v: 0 <= v < 2**32)),
     ("optimizer", *_choice(*OPTIMIZERS)),
     ("learning_rate", *_range("above 0", lambda v: v > 0)),

@@ -1,0 +1,126 @@
+"""What came out: models side by side on the test split, as tables, `results.json` and `report.md`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from mmrec_jax.modes.run import Run
+
+if TYPE_CHECKING:
+    from mmrec_jax.evaluation.evaluate import EvaluationResult
+    from mmrec_jax.types import Params
+
+RANKS = "ranks_test.parquet"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A model's evaluation, and how its training went."""
+
+    result: EvaluationResult
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def tested(run: Run, params: Params, history: Sequence[Mapping], best_step: int, best_value: float) -> Outcome:
+    """The outcome of a trained run; writes each user's rank to `ranks_test.parquet`."""
+    result = run.test(params)
+    result.write_ranks(run.workdir / RANKS, run.data.user_ids, run.data.item_ids)
+    epochs = sorted(entry["seconds"] for entry in history)
+    training = {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "best_step": best_step,
+        "best_validation": {run.config.training.monitor: best_value},
+        "epochs": len(history),
+        "seconds_per_epoch": epochs[len(epochs) // 2] if epochs else 0.0,
+        "seconds": sum(entry["seconds"] + entry.get("valid_seconds", 0.0) for entry in history),
+        "peak_memory_bytes": max((entry["peak_memory_bytes"] for entry in history), default=0),
+    }
+    return Outcome(result, training)
+
+
+def popularity(run: Run) -> Outcome:
+    """The outcome of ranking by popularity."""
+    from mmrec_jax.evaluation import PopularityScorer
+
+    return Outcome(run.evaluated(PopularityScorer(run.data.popularity)))
+
+
+def report(run: Run, outcomes: Mapping[str, Outcome], name: str) -> dict[str, Any]:
+    """Prints the tables, and writes them to `<name>.json` and `report.md`.
+
+    Args:
+        run: the run that the others are compared with.
+        outcomes: model -> outcome, the run's own first.
+        name: of the JSON file.
+
+    Returns:
+        The content of the JSON file.
+    """
+    from mmrec_jax.evaluation import compare
+    from mmrec_jax.evaluation.report import difference_table, markdown, slice_markdown, slice_table, table
+
+    results = {model: outcome.result for model, outcome in outcomes.items()}
+    (first, own), *others = results.items()
+    repeats = "is a miss" if run.config.evaluation.repeats_are_misses else "can be hit"
+    protocol = (
+        f"{len(own.ranks)} users, {own.num_items} items, full ranking, percent; a held-out item that the user "
+        f"already had {repeats} ({own.repeats} of them)"
+    )
+    run.console.print(table(results, title=f"{first}: test split"))
+    run.console.print(protocol)
+    if run.config.evaluation.slices:
+        run.console.print(slice_table(results))
+    differences = {}
+    if run.config.evaluation.bootstrap:
+        differences = {model: compare(own, result) for model, result in others}
+    for model, difference in differences.items():
+        run.console.print(difference_table(difference, title=f"{first} minus {model}"))
+    content = {
+        "name": run.config.name,
+        "models": {model: {"test": o.result.summary(), "training": o.training} for model, o in outcomes.items()},
+        "differences": {
+            f"{first} minus {model}": {metric: asdict(value) for metric, value in difference.items()}
+            for model, difference in differences.items()
+        },
+    }
+    (run.workdir / f"{name}.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    parts = [f"# {first}: test split", f"{protocol}.", markdown(results)]
+    parts += [slice_markdown(results)] if run.config.evaluation.slices else []
+    (run.workdir / "report.md").write_text("\n\n".join(parts), encoding="utf-8")
+    return content
+
+
+def show_users(run: Run, count: int) -> None:
+    """Prints the last items and the top 10 of the first `count` users."""
+    from rich.table import Table
+
+    from mmrec_jax.serving.recommender import Recommender
+
+    users = [str(user) for user in run.data.user_ids[:count]]
+    listed = Recommender.of_run(run).recommend(users=users, k=min(10, run.data.num_items))
+    weights = [column for column in listed.columns if column.startswith("weight_")]
+    room = max(20, run.console.width - 20 - sum(len(weight) - 4 for weight in weights))  # beside the other columns
+    for user in users:
+        run.console.print(f"\nUser {user}, last items:")
+        for title in run.data.titles(run.data.history(user)[-5:]):
+            run.console.print(f"  {shortened(title, room)}")
+        grid = Table()
+        grid.add_column("", justify="right")
+        grid.add_column("recommended")
+        for heading in ("score", *(weight.removeprefix("weight_") for weight in weights)):
+            grid.add_column(heading, justify="right")
+        for row in listed.filter(listed["query"] == user).iter_rows(named=True):
+            shares = [f"{row[weight]:.2f}" for weight in weights]
+            grid.add_row(str(row["rank"]), shortened(row["title"], room), f"{row['score']:.2f}", *shares)
+        run.console.print(grid)
+
+
+def shortened(text: str, length: int) -> str:
+    """Text of at most `length` characters on one line, with an ellipsis where something was cut."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -1,0 +1,115 @@
+"""The config that a workdir keeps, and what may change of it once something was trained there."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmrec_jax.config import RunConfig, from_json, to_json
+from mmrec_jax.errors import ConfigError
+
+CONFIG_FILE = "config.json"
+
+# Keys that change what is shown, how long a run goes on or where files lie, but not what is trained. Places of data
+# and backbones are among them: what lies there is compared by its digest.
+FREE = (
+    "name",
+    "baselines",
+    "show_users",
+    "on_unknown_item",
+    "store",
+    "data.source",
+    "extraction.*",
+    "evaluation.*",
+    "modalities.*.backbone",
+    "modalities.*.revision",
+    "training.epochs",
+    "training.patience",
+    "training.keep",
+    "training.log_every",
+    "training.checkpoint_every_steps",
+    "training.compilation_cache_dir",
+    "training.tensorboard",
+    "training.learning_curve",
+    "training.progress",
+)
+
+
+def read_config(workdir: Path) -> RunConfig | None:
+    """The config that a workdir keeps; None where there is none.
+
+    Raises:
+        ConfigError: the file is damaged, or of a version with other keys.
+    """
+    path = workdir / CONFIG_FILE
+    try:
+        return from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not valid JSON ({error}): give --config, or another --workdir.") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def keep_config(config: RunConfig, workdir: Path) -> None:
+    """Writes the config into a workdir, all at once.
+
+    Raises:
+        ConfigError: the workdir cannot be written to.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        unfinished = workdir / f".{CONFIG_FILE}.{os.getpid()}"
+        unfinished.write_text(json.dumps(to_json(config), indent=2), encoding="utf-8")
+        unfinished.replace(workdir / CONFIG_FILE)
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir} cannot be written to: {error}.") from error
+
+
+def check_same_run(config: RunConfig, workdir: Path) -> list[str]:
+    """What a config changes in the run that a workdir holds, as far as that is allowed; one text a key.
+
+    Raises:
+        ConfigError: something was trained there, and the config would make another run of it: names every key.
+    """
+    kept = read_config(workdir) if is_trained(workdir) else None
+    if kept is None:
+        return []
+    changed = differences(to_json(kept), to_json(config))
+    refused = [text for key, text in changed.items() if not any(fnmatch.fnmatch(key, free) for free in FREE)]
+    if refused:
+        raise ConfigError(
+            f"{workdir} holds a run that was trained with another config:\n  "
+            + "\n  ".join(refused)
+            + "\nChoose another --workdir, change the config back, or leave --config out to use the run's own."
+        )
+    return list(changed.values())
+
+
+def is_trained(workdir: Path) -> bool:
+    """Whether a workdir holds a checkpoint."""
+    from mmrec_jax.training.checkpoints import FOLDER
+
+    return any((workdir / FOLDER).glob("step_*"))
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Key -> what differs, for every value of two configs in plain form."""
+    old, new = _flat(before), _flat(now)
+    return {
+        key: f"{key}: {old.get(key, '(none)')!r} there, {new.get(key, '(none)')!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "(none)") != new.get(key, "(none)")
+    }
+
+
+def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+    return flat
