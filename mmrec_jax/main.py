@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,7 +65,9 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
     if path and not Path(path).is_file():
         raise ConfigError(f"--config={path}: there is no such file.")
     try:
-        rest = values(list(argv))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # how ml_collections loads files
+            rest = values(list(argv))
         if values["config"].present and not isinstance(values.config, ConfigDict):
             raise ConfigError(f"--config={path}: get_config() must return a ConfigDict.")
     except UserError:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny_run import cli, compiled, shop, trained  # noqa: F401 - fixtures of all folders
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -1,20 +1,25 @@
-"""The config of a run over the small shop of `tests/tiny_dataset.py`; the argument is the folder that it lies in."""
+"""The config of a run over the small shop of `tests/tiny_dataset.py`.
+
+The argument is the folder that the shop lies in; `FOLDER,words` takes the texts only.
+"""
 
 from pathlib import Path
 
 from mmrec_jax.config import base, modality
 
 
-def get_config(folder: str):
+def get_config(argument: str):
     """Text and picture, every size as small as it can be."""
+    folder, _, only = argument.partition(",")
     config = base("shop")
     config.data.source = str(Path(folder) / "data")
     config.modalities.words = modality(
         kind="text", backbone=str(Path(folder) / "bert"), template="{title}. {about}", layers=(0, 2, 3), max_tokens=16
     )
-    config.modalities.picture = modality(
-        kind="image", backbone=str(Path(folder) / "vit"), column="picture", layers=(0, 2), pooling="cls"
-    )
+    if only != "words":
+        config.modalities.picture = modality(
+            kind="image", backbone=str(Path(folder) / "vit"), column="picture", layers=(0, 2), pooling="cls"
+        )
     config.extraction.progress = False
     config.model.width = 8
     config.model.bottleneck = 4

@@ -58,6 +58,18 @@ def write_dataset(folder: Path) -> Path:
     return folder
 
 
+def write_sequences(folder: Path) -> Path:
+    """The same interactions and titles in the layout `sequences`: `users.tsv` and `items.tsv` without headers."""
+    events = pl.read_csv(write_dataset(folder) / "interactions.csv")
+    (folder / "interactions.csv").unlink()
+    (folder / "items.csv").unlink()
+    histories = events.group_by("user", maintain_order=True).agg(pl.col("item").str.join(" "))
+    histories.write_csv(folder / "users.tsv", separator="\t", include_header=False)
+    titles = catalogue().select("item", "title")
+    titles.write_csv(folder / "items.tsv", separator="\t", include_header=False)
+    return folder
+
+
 def write_picture(path: Path, seed: int) -> None:
     """A picture of 32 x 32 random pixels."""
     pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
