@@ -53,17 +53,72 @@ def _sanb_forward(z, down, down_bias, up, up_bias, activation):
 
 def _sanb_backward(activation, saved, grad):
     z, down, up, before = saved
-    hidden, activation_vjp = jax.vjp(ACTIVATIONS[activation], before)
-    (grad_before,) = activation_vjp(grad @ up.T)
-    # The barriers make XLA write the two thin operands out transposed, instead of reading them by columns.
-    hidden_t, grad_before_t = lax.optimization_barrier((hidden.T, grad_before.T))
-    return (
-        grad + grad_before @ down,
-        grad_before_t @ z,
-        jnp.sum(grad_before, axis=0),
-        hidden_t @ grad,
-        jnp.sum(grad, axis=0),
-    )
+    by_before, by_up, by_up_bias = _through_bottleneck(activation, before, up, grad)
+    by_before_t = lax.optimization_barrier(by_before.T)
+    return grad + by_before @ down, by_before_t @ z, jnp.sum(by_before, axis=0), by_up, by_up_bias
 
 
 sanb.defvjp(_sanb_forward, _sanb_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(6,))
+def first_sanb(
+    weight: Float[Array, ""],
+    states: Float[Array, "item width"],
+    down: Float[Array, "bottleneck width"],
+    down_bias: Float[Array, " bottleneck"],
+    up: Float[Array, "bottleneck width"],
+    up_bias: Float[Array, " width"],
+    activation: str = "relu",
+) -> Float[Array, "item width"]:
+    """`sanb` of ``weight * states`` for frozen states: their gradient, and its product, is never formed.
+
+    The weight's gradient needs only what the forward pass has: ``<d out, states> + <d before, states @ down.T>``.
+    """
+    return _first_forward(weight, states, down, down_bias, up, up_bias, activation)[0]
+
+
+def _first_forward(weight, states, down, down_bias, up, up_bias, activation):
+    product = states @ down.T
+    before = weight * product + down_bias
+    out = weight * states + (ACTIVATIONS[activation](before) @ up + up_bias)
+    return out, (weight, states, up, product, before)
+
+
+def _first_backward(activation, saved, grad):
+    weight, states, up, product, before = saved
+    by_before, by_up, by_up_bias = _through_bottleneck(activation, before, up, grad)
+    by_before_t = lax.optimization_barrier((weight * by_before).T)
+    by_weight = jnp.sum(jnp.sum(grad * states, axis=0)) + jnp.sum(by_before * product)
+    return by_weight, jnp.zeros_like(states), by_before_t @ states, jnp.sum(by_before, axis=0), by_up, by_up_bias
+
+
+first_sanb.defvjp(_first_forward, _first_backward)
+
+
+def last_sanb(
+    z: Float[Array, "item width"],
+    down: Float[Array, "bottleneck width"],
+    down_bias: Float[Array, " bottleneck"],
+    up: Float[Array, "bottleneck width"],
+    up_bias: Float[Array, " width"],
+    kernel: Float[Array, "out width"],
+    bias: Float[Array, " out"],
+    activation: str = "relu",
+) -> Float[Array, "item out"]:
+    """A linear map of `sanb`: ``sanb(z) @ kernel.T + bias``.
+
+    The matrix from the bottleneck and the map are multiplied together before they meet the data, so that the wide
+    output of the block is never formed.
+    """
+    hidden = ACTIVATIONS[activation](z @ down.T + down_bias)
+    return z @ kernel.T + hidden @ (up @ kernel.T) + (kernel @ up_bias + bias)
+
+
+def _through_bottleneck(activation, before, up, grad):
+    """Gradients at the bottleneck's input, of `up` and of its bias, from that of the block's output."""
+    hidden, activation_vjp = jax.vjp(ACTIVATIONS[activation], before)
+    (by_before,) = activation_vjp(grad @ up.T)
+    # The barriers make XLA write the thin operands out transposed, instead of reading them by columns.
+    hidden_t = lax.optimization_barrier(hidden.T)
+    return by_before, hidden_t @ grad, jnp.sum(grad, axis=0)

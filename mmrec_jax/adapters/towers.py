@@ -15,11 +15,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmrec_jax.adapters.gates import gated_sum, source_weights
-from mmrec_jax.adapters.sanb import ACTIVATIONS, sanb
+from mmrec_jax.adapters.sanb import ACTIVATIONS, first_sanb, last_sanb, sanb
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.types import HiddenStates
 
 BACKBONE = "backbone"
+Head = tuple[Float[Array, "out width"], Float[Array, " out"]]
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,7 @@ class TowerConfig:
         if not self.modalities:
             raise ConfigError("A model of side towers needs at least one modality; the config names none.")
         if BACKBONE in (spec.name for spec in self.modalities):
-            raise ConfigError(
-                f"A modality can't be called {BACKBONE!r}: the towers use that word for a gate."
-            )
+            raise ConfigError(f"A modality can't be called {BACKBONE!r}: the towers use that word for a gate.")
 
 
 class CrossModalTowers(nn.Module):
@@ -80,8 +79,13 @@ class CrossModalTowers(nn.Module):
     config: TowerConfig
 
     @nn.compact
-    def __call__(self, hidden: HiddenStates) -> dict[str, Float[Array, "item width"]]:
-        """The last side state of each tower (papers.md 1.1, PROPOSAL, items 1 to 3)."""
+    def __call__(self, hidden: HiddenStates, heads: dict[str, Head] | None = None) -> dict[str, Float[Array, "item _"]]:
+        """The last side state of each tower, or a linear map of it (papers.md 1.1, PROPOSAL, items 1 to 3).
+
+        Args:
+            hidden: states of the items.
+            heads: modality -> kernel [out, width] and bias [out] of the map; without, the states themselves.
+        """
         config = self.config
         specs = {spec.name: spec for spec in config.modalities}
         rungs = max(spec.layers for spec in config.modalities)
@@ -93,18 +97,23 @@ class CrossModalTowers(nn.Module):
         for rung in range(rungs):
             active = [name for name in specs if start[name] <= rung]
             backbone = {name: hidden.values[name][rung - start[name]] for name in active}
-            state = {
-                name: sanb(
-                    self._mix(name, rung, start, active, backbone, state, gates, hidden),
-                    **blocks[name][rung - start[name]],
-                    activation=config.activation,
-                )
-                for name in active
-            }
+            before, state = state, {}
+            for name in active:
+                weights, sources = self._sources(name, rung, start, active, backbone, before, gates, hidden)
+                block = blocks[name][rung - start[name]]
+                if rung == rungs - 1 and heads is not None:
+                    z = _weighted_sum(weights, sources)
+                    state[name] = last_sanb(z, *block, *heads[name], config.activation)
+                elif len(sources) == 1 and weights.ndim == 1:
+                    state[name] = first_sanb(weights[0], sources[0], *block, config.activation)
+                else:
+                    state[name] = sanb(_weighted_sum(weights, sources), *block, config.activation)
         return state
 
-    def _mix(self, target, rung, start, active, backbone, state, gates, hidden) -> Float[Array, "item width"]:
-        """The input of a block: the gated sum of its sources. A tower's state before its first rung is zero."""
+    def _sources(
+        self, target, rung, start, active, backbone, state, gates, hidden
+    ) -> tuple[Float[Array, "*item source"], tuple[Float[Array, "item width"], ...]]:
+        """Weights and values of what a block mixes. A tower's state before its first rung is zero, and left out."""
         config = self.config
         logits = gates["" if config.shared_gates else target]
         names = [BACKBONE] + [name for name in active if name == target or config.cross_source != "none"]
@@ -131,9 +140,7 @@ class CrossModalTowers(nn.Module):
             if source is not None:
                 indices.append(index)
                 sources.append(self._to_width(source, name, target, rung - start[target]))
-        if shared:
-            return gated_sum(weights[jnp.array(indices)], tuple(sources))
-        return sum(weights[:, i, None] * source for i, source in zip(indices, sources, strict=True))
+        return weights[..., jnp.array(indices)], tuple(sources)
 
     def _to_width(self, source, name, target, rung) -> Float[Array, "item width"]:
         """The dimension transformation layer of IISAN-Versa (papers.md 1.0b): a linear map where widths differ."""
@@ -156,14 +163,12 @@ class CrossModalTowers(nn.Module):
             backbone, side = 0.0, -math.log(2 * sides - 1) * config.temperature
         values = {BACKBONE: backbone} | dict.fromkeys(others, side)
         return {
-            source: self.param(
-                f"gate_{target or 'shared'}_{source}", nn.initializers.constant(value), (rungs,)
-            )
+            source: self.param(f"gate_{target or 'shared'}_{source}", nn.initializers.constant(value), (rungs,))
             for source, value in values.items()
         }
 
-    def _blocks(self, spec: TowerSpec) -> list[dict[str, Array]]:
-        """Matrices and biases of a tower's blocks; N(0, 0.01²) and zeros as in IISAN's code."""
+    def _blocks(self, spec: TowerSpec) -> list[tuple[Array, Array, Array, Array]]:
+        """Matrices and biases of a tower's blocks, in the order of `sanb`; N(0, 0.01²) and zeros as in IISAN's code."""
 
         def init(key: Array) -> dict[str, Array]:
             down_key, up_key = jax.random.split(key)
@@ -175,4 +180,13 @@ class CrossModalTowers(nn.Module):
                 "up_bias": jnp.zeros(spec.width),
             }
 
-        return [self.param(f"sanb_{spec.name}_{rung}", init) for rung in range(spec.layers)]
+        blocks = [self.param(f"sanb_{spec.name}_{rung}", init) for rung in range(spec.layers)]
+        return [(block["down"], block["down_bias"], block["up"], block["up_bias"]) for block in blocks]
+
+
+def _weighted_sum(
+    weights: Float[Array, "*item source"], sources: tuple[Float[Array, "item width"], ...]
+) -> Float[Array, "item width"]:
+    if weights.ndim == 1:
+        return gated_sum(weights, sources)
+    return sum((weights[:, i, None] * source for i, source in enumerate(sources[1:], 1)), weights[:, :1] * sources[0])

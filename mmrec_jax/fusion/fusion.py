@@ -38,9 +38,7 @@ class FusionConfig:
     def __post_init__(self):
         for field, allowed in (("kind", tuple(FUSIONS)), ("expert", ("mlp", "linear", "identity"))):
             if getattr(self, field) not in allowed:
-                raise ConfigError(
-                    f"fusion.{field}={getattr(self, field)!r}: choose one of {', '.join(allowed)}."
-                )
+                raise ConfigError(f"fusion.{field}={getattr(self, field)!r}: choose one of {', '.join(allowed)}.")
         if self.temperature <= 0:
             raise ConfigError(f"fusion.temperature={self.temperature}: must be above 0.")
 
@@ -105,9 +103,7 @@ class Concat(nn.Module):
             vector @ self.param(f"kernel_{name}", scale, (width, width))
             for name, vector in _masked(vectors, present).items()
         ]
-        lengths = jnp.stack(
-            [jnp.linalg.norm(jax.lax.stop_gradient(part), axis=-1) for part in parts], axis=-1
-        )
+        lengths = jnp.stack([jnp.linalg.norm(jax.lax.stop_gradient(part), axis=-1) for part in parts], axis=-1)
         weights = lengths / jnp.maximum(jnp.sum(lengths, axis=-1, keepdims=True), 1e-12)
         return ItemVectors(sum(parts) + bias, weights)
 
@@ -157,9 +153,7 @@ def _masked(vectors, present):
     """Vectors with those of absent modalities replaced by zeros."""
     if present is None:
         return vectors
-    return {
-        name: jnp.where(present[:, i, None], vector, 0.0) for i, (name, vector) in enumerate(vectors.items())
-    }
+    return {name: jnp.where(present[:, i, None], vector, 0.0) for i, (name, vector) in enumerate(vectors.items())}
 
 
 def _masked_softmax(logits, present):

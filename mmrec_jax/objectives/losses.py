@@ -99,9 +99,7 @@ def sampled_softmax_loss(
 ) -> Float[Array, "*row"]:
     """Cross entropy of a positive against sampled negatives (uniform draws need no correction)."""
     return (
-        jax.nn.logsumexp(
-            jnp.concatenate([positive[..., None], jnp.where(allowed, negative, MASKED)], axis=-1), axis=-1
-        )
+        jax.nn.logsumexp(jnp.concatenate([positive[..., None], jnp.where(allowed, negative, MASKED)], axis=-1), axis=-1)
         - positive
     )
 

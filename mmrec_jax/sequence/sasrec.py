@@ -74,18 +74,30 @@ class SasRec(nn.Module):
         kernel = self.param(
             f"{name}_qkv", _three_xavier, (config.width, 3 * config.width)
         )  # one product for queries, keys and values
-        qkv = (x @ kernel).reshape(*x.shape[:2], 3, config.heads, size)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / jnp.sqrt(size) + bias
+        # One row a user and head from here on: small products run fastest on arrays in the order they read.
+        qkv = (x @ kernel).reshape(*x.shape[:2], 3, config.heads, size).transpose(2, 0, 3, 1, 4)
+        query, key, value = qkv
+        scores = query @ key.swapaxes(-1, -2) / jnp.sqrt(size) + bias
         weights = self._dropout(jax.nn.softmax(scores, axis=-1), train)
-        out = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
-        out = out @ self.param(
-            f"{name}_output", nn.initializers.xavier_normal(), (config.width, config.width)
-        )
+        out = (weights @ value).swapaxes(1, 2).reshape(x.shape)
+        out = out @ self.param(f"{name}_output", nn.initializers.xavier_normal(), (config.width, config.width))
         return self._dropout(out, train)
 
     def _dropout(self, x, train):
-        return nn.Dropout(self.config.dropout, deterministic=not train)(x)
+        if not train or not self.config.dropout:
+            return x
+        return dropout(self.make_rng("dropout"), x, self.config.dropout)
+
+
+def dropout(rng: Array, x: Float[Array, "*shape"], rate: float) -> Float[Array, "*shape"]:
+    """Inverted dropout that spends 16 random bits on an entry: half of what `jax.random.bernoulli` draws.
+
+    The rate is kept to 2^-16. Without this, drawing masks takes a tenth of the main job's step on a CPU.
+    """
+    words = jax.random.bits(rng, (*x.shape[:-1], -(-x.shape[-1] // 2)))
+    bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
+    keep = bits >= round(rate * 2**16)
+    return jnp.where(keep, x / (1.0 - rate), 0.0)
 
 
 def _three_xavier(key, shape, dtype=jnp.float32):

@@ -88,6 +88,4 @@ class ScoringConfig:
         if self.scale <= 0:
             raise ConfigError(f"scoring.scale={self.scale}: must be above 0.")
         if self.learn_scale and self.similarity == "dot":
-            raise ConfigError(
-                "scoring.learn_scale needs similarity='cosine': a dot product has no scale to learn."
-            )
+            raise ConfigError("scoring.learn_scale needs similarity='cosine': a dot product has no scale to learn.")

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array
 
-from mmrec_jax.adapters import CrossModalTowers, TowerConfig
+from mmrec_jax.adapters import CrossModalTowers, TowerConfig, TowerSpec
+from mmrec_jax.adapters.towers import Head
 from mmrec_jax.fusion import FusionConfig, fuse_modalities
 from mmrec_jax.types import HiddenStates, ItemVectors
 
@@ -36,9 +38,20 @@ class Crossan(nn.Module):
     def __call__(self, hidden: HiddenStates) -> ItemVectors:
         """Towers, a linear map of each tower's last state, fusion."""
         config = self.config
-        states = CrossModalTowers(config.tower, name="adapters")(hidden)
-        vectors = {
-            name: nn.Dense(config.width, name=f"project_{name}")(state) for name, state in states.items()
-        }
-        present = None if hidden.complete else jnp.stack([hidden.present[name] for name in states], axis=-1)
+        heads = {spec.name: self._head(spec) for spec in config.tower.modalities}
+        vectors = CrossModalTowers(config.tower, name="adapters")(hidden, heads)
+        present = None if hidden.complete else jnp.stack([hidden.present[name] for name in vectors], axis=-1)
         return fuse_modalities(config.fusion, name="fusion")(vectors, present)
+
+    def _head(self, spec: TowerSpec) -> Head:
+        """The linear map of a tower's last state to the width of item vectors."""
+
+        def init(key: Array) -> dict[str, Array]:
+            lecun = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
+            return {
+                "kernel": lecun(key, (self.config.width, spec.width)),
+                "bias": jnp.zeros(self.config.width),
+            }
+
+        head = self.param(f"project_{spec.name}", init)
+        return head["kernel"], head["bias"]

@@ -31,7 +31,7 @@ def crossan_item(params, states, order, temperature=0.1):
                 mixed[target] = mixed[target] + weight * side[source]
         side = {name: block(mixed[name], adapters[f"sanb_{name}_{rung}"]) for name in present}
     vectors = {
-        name: side[name] @ params[f"project_{name}"]["kernel"] + params[f"project_{name}"]["bias"] for name in present
+        name: side[name] @ params[f"project_{name}"]["kernel"].T + params[f"project_{name}"]["bias"] for name in present
     }
     fusion, experts, logits = params["fusion"], [], []
     for target in present:

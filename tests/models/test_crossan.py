@@ -96,12 +96,12 @@ def test_one_modality_is_the_intra_modal_tower_of_iisan():
         gate = 1 / (1 + np.exp(-float(difference) / 0.1))
         mixed = gate * np.asarray(states.values["text"][rung], np.float64) + (1 - gate) * side
         side = block(mixed, jax.tree.map(lambda x: np.asarray(x, np.float64), adapters[f"sanb_text_{rung}"]))
-    projected = side @ np.asarray(params["project_text"]["kernel"]) + np.asarray(params["project_text"]["bias"])
+    projected = side @ np.asarray(params["project_text"]["kernel"]).T + np.asarray(params["project_text"]["bias"])
     from mmrec_jax.adapters import CrossModalTowers
 
     towers = CrossModalTowers(module.config.tower).apply({"params": adapters}, states)
     np.testing.assert_allclose(
-        towers["text"] @ params["project_text"]["kernel"] + params["project_text"]["bias"],
+        towers["text"] @ params["project_text"]["kernel"].T + params["project_text"]["bias"],
         projected,
         rtol=2e-5,
         atol=2e-6,
