@@ -79,7 +79,9 @@ def ensure_states(config: RunConfig, prepared: PreparedData, workdir: Path) -> H
 
     Raises:
         StoreMismatchError: the store was made with other settings.
+        ConfigError: a modality names a column that the catalogue lacks.
     """
+    from mmrec_jax.backbones.text import fill_template
     from mmrec_jax.store import HiddenStateStore, extract
 
     location = store_location(config, workdir)
@@ -88,6 +90,8 @@ def ensure_states(config: RunConfig, prepared: PreparedData, workdir: Path) -> H
         store.check({name: part for name, part in config.modalities.items() if name in store.modalities})
         if not any(store.missing(config.modalities, [str(item) for item in prepared.item_ids[1:]]).values()):
             return store
+    for part in config.modalities.values():
+        fill_template(part.source, prepared.catalogue.head(0))  # a missing column is found before the store is made
     extract(config.modalities, prepared.catalogue, source_directory(config), location, config.extraction)
     return HiddenStateStore.open(location)
 

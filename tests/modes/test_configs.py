@@ -1,0 +1,46 @@
+"""Every config of `configs/` runs from the command line to its results, on a shrunken scale."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.tiny_dataset import write_sequences
+from tests.tiny_run import ROOT
+
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+SMALL = (
+    "--config.training.epochs=1",
+    "--config.training.batch_size=256",
+    "--config.model.width=8",
+    "--config.model.bottleneck=4",
+    "--config.model.length=5",
+    "--config.model.window=last",
+    "--config.user.blocks=1",
+    "--config.evaluation.bootstrap=20",
+    "--config.show_users=1",
+)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_runs_to_its_results(name, cli, shop, tmp_path):
+    argument, flags = "", []
+    if name == "crossan":
+        argument = ":smoke"  # on the embedded sample, with its own store
+    elif name == "scientific":
+        flags = [
+            f"--config.data.source={write_sequences(tmp_path / 'data')}",
+            f"--config.modalities.title.backbone={shop / 'bert'}",
+            "--config.modalities.title.layers=(0,2,3)",
+            "--config.modalities.title.max_tokens=16",
+            "--config.evaluation.ks=(10,20)",
+        ]
+    workdir = tmp_path / "run"
+    code, out, err = cli(
+        ["mmrec_jax", f"--config={ROOT}/configs/{name}.py{argument}", f"--workdir={workdir}", *flags, *SMALL]
+    )
+    assert code == 0, err
+    content = json.loads((workdir / "results.json").read_text())
+    assert "NDCG@10" in content["models"][content["name"]]["test"]["metrics"]
+    assert "test split" in out
