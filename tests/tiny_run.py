@@ -16,7 +16,7 @@ from mmrec_jax.main import command
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "tests" / "tiny_config.py"
-_CACHE = "JAX_COMPILATION_CACHE_DIR"
+_CACHE, _QUICK = "JAX_COMPILATION_CACHE_DIR", "jax_disable_most_optimizations"
 
 
 def arguments(shop: Path, workdir: Path, *flags: str, only: str = "") -> list[str]:
@@ -26,25 +26,28 @@ def arguments(shop: Path, workdir: Path, *flags: str, only: str = "") -> list[st
 
 def subprocess_of(argv: list[str], compiled: Path, **options) -> subprocess.Popen:
     """The command line in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), _CACHE: str(compiled)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), _CACHE: str(compiled), _QUICK.upper(): "1"}
     return subprocess.Popen([sys.executable, "-m", "mmrec_jax.main", *argv[1:]], env=environment, **options)
 
 
 @contextlib.contextmanager
 def kept_programs(compiled: Path) -> Iterator[None]:
-    """Compiled programs go to a folder of the tests, and JAX's settings are put back afterwards."""
+    """Compiled programs go to a folder of the tests, made in half the time; JAX's settings are put back afterwards."""
     import jax
 
     from mmrec_jax.training import use_compilation_cache
 
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", _QUICK)
+    before = {name: jax.config.values[name] for name in names}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(_CACHE, str(compiled))
         use_compilation_cache(compiled)
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+        jax.config.update(_QUICK, True)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
 
 
 @pytest.fixture(scope="session")

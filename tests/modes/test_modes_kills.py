@@ -13,7 +13,12 @@ from mmrec_jax.training import load_params
 from mmrec_jax.training.manifest import checksums
 from tests.tiny_run import arguments, subprocess_of
 
-LONGER = ("--config.training.epochs=12", "--config.training.checkpoint_every_steps=2", "--config.show_users=0")
+LONGER = (
+    "--config.training.epochs=12",
+    "--config.training.checkpoint_every_steps=2",
+    "--config.training.learning_curve=False",
+    "--config.show_users=0",
+)
 
 
 def outcome(workdir):
