@@ -181,6 +181,8 @@ class Recommender:
         items: pl.DataFrame | Sequence[Mapping[str, Any]],
         media_root: str | Path = ".",
         backbones: Mapping[str, str] | None = None,
+        *,
+        allow_other_weights: bool = False,
     ) -> list[str]:
         """Makes new items part of the catalogue, without training: their media are encoded by the frozen backbones.
 
@@ -191,6 +193,8 @@ class Recommender:
                 columns that the modalities' templates name.
             media_root: folder that media paths are relative to.
             backbones: backbone as named in the config -> a directory with its files, where the hub is out of reach.
+            allow_other_weights: take backbones whose weights file is another than the one that the catalogue was
+                encoded with, such as the same weights saved in another precision.
 
         Returns:
             Ids of the items added.
@@ -207,7 +211,7 @@ class Recommender:
             raise ConfigError(f"{config.name} knows items by id only: new items need training.")
         frame = self._new_items(items if isinstance(items, pl.DataFrame) else pl.DataFrame(list(items)))
         ids = frame["item"].to_list()
-        frozen = self._encoded_by_backbones(frame, Path(media_root), backbones)
+        frozen = self._encoded_by_backbones(frame, Path(media_root), backbones, allow_other_weights)
         encoded = encode_rows(
             self._run.task, jax.device_put(self._params), frozen, np.arange(1, len(ids) + 1, dtype=np.int32)
         )
@@ -245,7 +249,7 @@ class Recommender:
         return frame
 
     def _encoded_by_backbones(
-        self, frame: pl.DataFrame, media_root: Path, backbones: Mapping[str, str] | None
+        self, frame: pl.DataFrame, media_root: Path, backbones: Mapping[str, str] | None, allow_other_weights: bool
     ) -> SequentialFrozen:
         """What the task reads of new items, in the type and by the backbones of the run's own store."""
         from mmrec_jax import store
@@ -261,7 +265,7 @@ class Recommender:
         with tempfile.TemporaryDirectory() as folder:
             store.extract(config.modalities, frame, media_root, folder, tolerant, backbones)
             made = store.HiddenStateStore.open(folder)
-            _check_same_making(made, own)
+            _check_same_making(made, own, allow_other_weights)
             table = made.table({name: part.layers for name, part in config.modalities.items()}, ids)
         there = np.any([np.asarray(mask) for mask in table.present.values()], axis=0)[1:]
         if not there.all():
@@ -301,18 +305,19 @@ class Recommender:
         return result
 
 
-def _check_same_making(made: HiddenStateStore, own: HiddenStateStore) -> None:
+def _check_same_making(made: HiddenStateStore, own: HiddenStateStore, allow_other_weights: bool) -> None:
     """Refuses states of new items that were made in another way than those of the catalogue."""
+    free = {"backbone", "revision"} | ({"weights_sha256"} if allow_other_weights else set())
     unequal = [
         f"{name}: {key} is {own.modalities[name].fingerprint.get(key)!r} for the catalogue and {value!r} now"
         for name, info in made.modalities.items()
         for key, value in info.fingerprint.items()
-        if key not in ("backbone", "revision") and own.modalities[name].fingerprint.get(key) != value
+        if key not in free and own.modalities[name].fingerprint.get(key) != value
     ]
     if unequal:
         raise StoreMismatchError(
             f"new items would be encoded in another way than the catalogue: {'; '.join(unequal)}. Give the directory "
-            "of the backbone that the store was made with in `backbones`."
+            "of the backbone that the store was made with in `backbones`, or allow_other_weights."
         )
 
 

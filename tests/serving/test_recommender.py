@@ -201,13 +201,16 @@ def test_ids_that_cannot_be_new_are_refused(fresh, names, message):
         fresh.add_items(new_items(*names, picture=False).cast({"item": pl.String}))
 
 
-def test_a_backbone_of_other_weights_is_refused_for_new_items(fresh, shop, tmp_path):
+def test_a_backbone_of_other_weights_is_refused_for_new_items_unless_allowed(fresh, shop, tmp_path):
     tensors, _ = golden("bert")
     other = {name: value * 1.5 for name, value in golden_weights(tensors).items()}
     mirror = write_backbone(tmp_path / "bert", "bert", weights=other)
+    backbones = {str(shop / "bert"): str(mirror)}
     with pytest.raises(StoreMismatchError, match="words: weights_sha256 is"):
-        fresh.add_items(new_items("n1", picture=False), backbones={str(shop / "bert"): str(mirror)})
+        fresh.add_items(new_items("n1", picture=False), backbones=backbones)
     assert len(fresh.item_ids) == ITEMS + 1
+    fresh.add_items(new_items("n1", picture=False), backbones=backbones, allow_other_weights=True)
+    assert len(fresh.item_ids) == ITEMS + 2
 
 
 def test_a_run_is_loaded_by_its_workdir_or_its_folder_of_checkpoints(trained):
