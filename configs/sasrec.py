@@ -1,0 +1,28 @@
+"""SASRec over a table of item ids on the embedded MovieLens sample: what CROSSAN is compared with.
+
+    python -m mmrec_jax.main --config=configs/sasrec.py
+
+The item vectors are trained from scratch; no medium of an item is read. User encoder, objective and training are
+those of `configs/crossan.py`.
+
+Arguments: `configs/sasrec.py:smoke` runs two epochs of a shrunken model, to see that everything works.
+"""
+
+from mmrec_jax.config import base, unknown_argument
+
+
+def get_config(argument: str = ""):
+    """The config; `argument` is "" or "smoke"."""
+    config = base("sasrec")
+    config.data.source = "sample:movielens_small"
+    config.model.system = "sasrec"
+    config.model.length = 50
+    config.model.window = "chunks"
+    config.baselines = ("popularity",)
+    if argument == "smoke":
+        config.name = "sasrec_smoke"
+        config.training.epochs = 2
+        config.model.length = 10
+    elif argument:
+        raise unknown_argument("configs/sasrec.py", argument, "smoke")
+    return config
