@@ -14,6 +14,7 @@ other than train need no --config then.
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 import traceback
@@ -93,7 +94,7 @@ def command(argv: Sequence[str]) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
-        print("Interrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
+        print("Interrupted. The same command goes on where it was.", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -160,6 +161,9 @@ def _flag_error(error: Exception, argv: Sequence[str]) -> str:
 
 def run() -> None:
     """Entry point."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # titles may hold what the terminal cannot show
     sys.exit(command(sys.argv))
 
 

@@ -32,7 +32,10 @@ def subprocess_of(argv: list[str], compiled: Path, **options) -> subprocess.Pope
 
 @contextlib.contextmanager
 def kept_programs(compiled: Path) -> Iterator[None]:
-    """Compiled programs go to a folder of the tests, made in half the time; JAX's settings are put back afterwards."""
+    """Compiled programs go to a folder of the tests, made in half the time; JAX's settings are put back afterwards.
+
+    Tables are as wide as a terminal of 80 columns.
+    """
     import jax
 
     from mmrec_jax.training import use_compilation_cache
@@ -41,6 +44,7 @@ def kept_programs(compiled: Path) -> Iterator[None]:
     before = {name: jax.config.values[name] for name in names}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(_CACHE, str(compiled))
+        patch.setenv("COLUMNS", "80")
         use_compilation_cache(compiled)
         jax.config.update(_QUICK, True)
         try:

@@ -117,6 +117,12 @@ def test_a_modality_without_its_column(refused, shop, tmp_path):
     assert "the column 'photo', which the catalogue lacks" in refused(arguments(shop, tmp_path / "new", flag))
 
 
+def test_extraction_for_a_model_by_ids(refused, tmp_path):
+    path = config_file(tmp_path / "mine.py", "    config.model.system = 'sasrec'\n    return config\n")
+    message = refused(["mmrec_jax", f"--config={path}", f"--workdir={tmp_path / 'new'}", "--mode=extract"])
+    assert "x has no modality: there is nothing to extract" in message
+
+
 def test_a_store_of_another_backbone_or_pooling_says_what_differs(refused, shop, trained, tmp_path):
     tensors, _ = golden("bert")
     other = {name: value * 1.5 for name, value in golden_weights(tensors).items()}
