@@ -17,7 +17,7 @@ from rich.table import Table
 from mmrec_jax.config import RunConfig, resolve
 from mmrec_jax.errors import CheckpointError, ConfigError, DataError
 from mmrec_jax.modes.run import terminal
-from mmrec_jax.modes.workdir import CONFIG_FILE, read_config
+from mmrec_jax.modes.workdir import CONFIG_FILE, is_trained, read_config
 
 if TYPE_CHECKING:
     from mmrec_jax.data.readers import ReadSource
@@ -152,7 +152,7 @@ def _checkpoints(directory: Path, console: Console) -> bool:
     from mmrec_jax.training.checkpoints import Checkpoints, checkpoint_directory
 
     place = checkpoint_directory(directory)
-    if not any(place.glob("step_*")):
+    if not is_trained(place):
         return False
     console.print(f"\nCheckpoints {place}")
     sound = None

@@ -31,7 +31,7 @@ def warm_parameters(run: Run) -> Params | None:
     source = run.config.warm_start
     if not source or is_trained(run.workdir):
         return None
-    if not is_trained(Path(source)) and not any(Path(source).glob("step_*")):
+    if not is_trained(Path(source)):
         raise CheckpointError(f"warm_start={source}: there is no checkpoint. Name the workdir of a finished run.")
     old, manifest = load_params(source)
     if found := _strangeness(manifest["run"], run.description()):

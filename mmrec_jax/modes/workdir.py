@@ -92,10 +92,11 @@ def check_same_run(config: RunConfig, workdir: Path) -> list[str]:
 
 
 def is_trained(workdir: Path) -> bool:
-    """Whether a workdir holds a checkpoint."""
-    from mmrec_jax.training.checkpoints import FOLDER
+    """Whether a workdir, or a folder of checkpoints itself, holds a finished checkpoint."""
+    from mmrec_jax.training.checkpoints import checkpoint_directory
 
-    return any((workdir / FOLDER).glob("step_*"))
+    found = checkpoint_directory(workdir).glob("step_*")  # among them what a killed save left, with a longer name
+    return any(path.name.removeprefix("step_").isdigit() for path in found)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:

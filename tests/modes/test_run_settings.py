@@ -11,7 +11,7 @@ from mmrec_jax import experiment
 from mmrec_jax.config import base, from_json, modality, resolve, to_json
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.modes.run import keep_compiled_programs
-from mmrec_jax.modes.workdir import differences
+from mmrec_jax.modes.workdir import differences, is_trained
 from tests.tiny_config import get_config
 from tests.tiny_run import kept_programs
 
@@ -83,3 +83,12 @@ def test_a_samples_own_store_is_used_as_long_as_it_has_all_modalities_and_is_nev
     assert experiment.store_location(sample(overview=overview), workdir).startswith(str(inside))
     title = modality(template="{title}")
     assert experiment.store_location(sample(overview=overview, title=title), workdir) == str(workdir / "store")
+
+
+def test_a_save_that_was_killed_is_no_checkpoint(tmp_path):
+    assert not is_trained(tmp_path)
+    (tmp_path / "checkpoints" / "step_3.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert not is_trained(tmp_path)
+    (tmp_path / "checkpoints" / "step_3").mkdir()
+    assert is_trained(tmp_path)
+    assert is_trained(tmp_path / "checkpoints")
