@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mmrec_jax.errors import TrainingError
 from mmrec_jax.training.compilations import process_counter
 from mmrec_jax.training.optimizers import parameter_groups
+from mmrec_jax.training.pages import keep_freed_pages, release_freed_pages
 from mmrec_jax.training.task import Task
 from mmrec_jax.training.trees import host_copy, named_leaves
 from mmrec_jax.types import Params
@@ -93,6 +94,7 @@ class TrainStep:
         ema_decay: float = 0.0,
         gradient_norm: bool = False,
     ):
+        keep_freed_pages()
         self._task = task
         self._optimizer = optimizer
         self._ema_decay = ema_decay
@@ -136,7 +138,15 @@ class TrainStep:
             if _shapes(batch) not in self._known:
                 self._known.add(_shapes(batch))
                 self._run(jax.device_put(spare), frozen, jax.device_put(batch))
+        release_freed_pages()
         return self._compiled.count - before
+
+    def activation_bytes(self, state: TrainState, frozen: Any, batch: Any) -> int:
+        """Memory that one step of these shapes needs beside the state and `frozen`, by the compiler's own account."""
+        inputs = jax.eval_shape(self._read, frozen, batch, state.step, self._key)
+        compiled = self._jitted.lower(state, inputs, self._key).compile()
+        read = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(inputs))
+        return compiled.memory_analysis().temp_size_in_bytes + read
 
     def __call__(self, state: TrainState, frozen: Any, batch: Any) -> TrainState:
         """One step, queued. A shape that warm-up did not see is compiled here, and counted."""

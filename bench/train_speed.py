@@ -1,0 +1,153 @@
+"""A training epoch of CROSSAN at the paper's sizes, against this machine's matrix-product rate.
+
+    python bench/train_speed.py --source DIR
+
+DIR holds `users.tsv` and `items.tsv` (Amazon Industrial & Scientific as the IISAN authors publish it). Two modalities
+with random states of 7 layers x 768 in float32, batch 64, L = 10, the real sequences; the input pipeline is part of the
+epoch. Useful flops are those of the equations on the distinct items and the real events of each batch: padding and
+anything computed twice count for nothing. The rate of a float32 product of two 2048 x 2048 matrices is measured before
+and after every epoch in the same process. Prints medians, and the peak memory against what must be held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mmrec_jax.adapters import TowerConfig, TowerSpec
+from mmrec_jax.data import DataConfig, prepare, training_batches
+from mmrec_jax.fusion import FusionConfig
+from mmrec_jax.objectives import ObjectiveConfig, log_popularity
+from mmrec_jax.sequence import SasRecConfig
+from mmrec_jax.store.table import StateTable
+from mmrec_jax.systems.config import ScoringConfig
+from mmrec_jax.systems.crossan import Crossan, CrossanConfig
+from mmrec_jax.training.sequential import ContentItems, SequentialFrozen, SequentialRecommendation
+from mmrec_jax.training.step import TrainStep
+
+LAYERS, WIDTH, BOTTLENECK, OUT, BATCH, LENGTH = 7, 768, 64, 64, 64, 10
+MODALITIES = ("text", "image")
+
+
+def product_rate(size: int = 2048, repeats: int = 5) -> float:
+    """Flops a second of a float32 matrix product: the median of a few."""
+    a = jnp.ones((size, size))
+    multiply = jax.jit(lambda a: a @ a)
+    jax.block_until_ready(multiply(a))
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(multiply(a))
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(seconds)
+
+
+def useful_flops(items: int, events: int) -> float:
+    """Multiply-adds of the equations, counted twice each: forward, and backward for weights and inputs.
+
+    Frozen states need no gradient, so the first block of a tower has none for its input. Candidates are the batch's
+    distinct items.
+    """
+    block = 2 * 2 * WIDTH * BOTTLENECK
+    tower = 3 * LAYERS * block - block / 2 + 3 * 2 * WIDTH * OUT
+    fusion = 3 * (2 * 2 * OUT * OUT)
+    user = 3 * 2 * (2 * OUT * OUT * 4 + 2 * 2 * OUT * 4 * OUT)
+    scores = 3 * 2 * OUT * items
+    return items * len(MODALITIES) * (tower + fusion) + events * (user + scores)
+
+
+def random_table(rows: int) -> StateTable:
+    """Random states for every row; row 0 is padding."""
+    rng = np.random.default_rng(0)
+
+    def layer() -> jax.Array:
+        values = rng.standard_normal((rows, WIDTH), dtype=np.float32)
+        values[0] = 0
+        return jax.device_put(values)
+
+    present = jnp.arange(rows) > 0
+    return StateTable(
+        {name: tuple(layer() for _ in range(LAYERS)) for name in MODALITIES},
+        {},
+        dict.fromkeys(MODALITIES, present),
+        complete=True,
+    )
+
+
+def memory(field: str) -> int:
+    """A field of /proc/self/status in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def main() -> None:
+    """Runs the epochs and prints one JSON line a run and the medians."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", required=True, help="directory with users.tsv and items.tsv")
+    parser.add_argument("--epochs", type=int, default=5)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        run(DataConfig(source=arguments.source, user_core=0, max_length=13), Path(folder), arguments.epochs)
+
+
+def run(config: DataConfig, folder: Path, epochs: int) -> None:
+    """Prepares, warms up, and measures."""
+    data = prepare(config, folder)
+    stream = training_batches(data, batch_size=BATCH, length=LENGTH, seed=0, epochs=epochs + 1)
+    product_rate()
+    base = memory("VmRSS")
+    table = random_table(data.num_items + 1)
+    frozen = SequentialFrozen(table, log_popularity(data.popularity))
+    specs = tuple(TowerSpec(name, WIDTH, LAYERS, BOTTLENECK) for name in MODALITIES)
+    task = SequentialRecommendation(
+        ContentItems(Crossan(CrossanConfig(TowerConfig(specs), FusionConfig(), OUT))),
+        SasRecConfig(OUT, LENGTH),
+        ObjectiveConfig(),
+        ScoringConfig(),
+        MODALITIES,
+    )
+    step = TrainStep(task, optax.adam(1e-3), seed=0)
+    batches = stream.warmup_batches()
+    state = step.init(jax.jit(task.init)(jax.random.key(0), frozen), frozen, batches[0])
+    step.warm_up(state, frozen, batches)
+    held = table.nbytes + sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.optimizer)))
+    held += step.activation_bytes(state, frozen, batches[-1])
+    Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+    records = []
+    for epoch in range(epochs):
+        before = product_rate()
+        seconds = flops = 0.0
+        start = time.perf_counter()
+        with jax.transfer_guard("disallow"):
+            for _ in range(stream.batches_per_epoch):
+                batch = next(stream)
+                state = step(state, frozen, jax.device_put(batch))
+                flops += useful_flops(int((batch.items > 0).sum()), int((batch.positions[:, :-1] > 0).sum()))
+            jax.block_until_ready(state)
+        seconds = time.perf_counter() - start
+        rate = (before + product_rate()) / 2
+        records.append({"seconds": seconds, "rate": rate / 1e9, "share": flops / seconds / rate})
+        print(json.dumps({"epoch": epoch + 1} | {key: round(value, 3) for key, value in records[-1].items()}))
+    peak = memory("VmHWM") - base
+    median = {key: statistics.median(record[key] for record in records) for key in records[0]}
+    print(f"epoch: {median['seconds']:.2f} s, product rate {median['rate']:.0f} GFLOP/s (medians of {epochs})")
+    print(f"share of the product rate: {median['share']:.3f} (promise: 0.40)")
+    print(f"recompilations after warm-up: {step.recompilations} (promise: 0)")
+    print(
+        f"peak memory above the {base / 2**20:.0f} MiB that the process has before it loads anything: "
+        f"{peak / 2**20:.0f} MiB, {peak / held:.2f}x the {held / 2**20:.0f} MiB that must be held (promise: 1.2)"
+    )
+    stream.close()
+
+
+if __name__ == "__main__":
+    main()
