@@ -28,6 +28,10 @@ def get_config(argument: str = ""):
     )
     config.model.length = 50
     config.model.window = "chunks"
+    config.fusion.expert = "linear"
+    config.training.batch_size = 16
+    config.training.epochs = 24
+    config.training.patience = 8
     config.baselines = ("popularity", "sasrec")
     if argument == "smoke":
         config.name = "crossan_smoke"
