@@ -45,7 +45,8 @@ class TrainingConfig:
             finite.
         checkpoint_every_steps: further checkpoints inside an epoch; 0 saves at the end of each epoch only.
         keep: newest checkpoints to keep beside the best one; 2 and more survive one that turns out corrupt.
-        compilation_cache_dir: directory of JAX's persistent compilation cache; empty is off.
+        compilation_cache_dir: directory of JAX's persistent compilation cache, or `off`. Empty leaves it as the
+            process has it; the command line then uses $JAX_COMPILATION_CACHE_DIR or the user's own cache folder.
         tensorboard: write TensorBoard events.
         learning_curve: draw `learning_curve.png` at the end.
         progress: show progress on the terminal; a line an epoch where the output is no terminal.

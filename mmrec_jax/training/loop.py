@@ -104,7 +104,7 @@ def fit(
         TrainingError: values that are not finite, a full disk, another training in the same workdir.
         CheckpointError: the workdir holds a run of something else, or only damaged checkpoints.
     """
-    if config.compilation_cache_dir:
+    if config.compilation_cache_dir not in ("", "off"):
         use_compilation_cache(config.compilation_cache_dir)
     try:
         with only_training_in(Path(workdir)), Checkpoints(Path(workdir) / FOLDER, config.keep) as checkpoints:
