@@ -52,7 +52,7 @@ def test_a_damaged_checkpoint_is_named(inspect, trained, tmp_path):
         file.write_bytes(b"")
     code, out, _ = inspect(f"--path={place}")
     assert code == 0
-    assert "step_9 is damaged" in out
+    assert "step_9isdamaged" in out.replace(" ", "")  # a long path is broken anywhere
     assert "step 6: sound" in out
 
 
