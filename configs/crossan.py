@@ -30,8 +30,8 @@ def get_config(argument: str = ""):
     config.model.window = "chunks"
     config.fusion.expert = "linear"
     config.training.batch_size = 16
-    config.training.epochs = 24
-    config.training.patience = 8
+    config.training.epochs = 20
+    config.training.patience = 0
     config.baselines = ("popularity", "sasrec")
     if argument == "smoke":
         config.name = "crossan_smoke"

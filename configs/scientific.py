@@ -23,7 +23,7 @@ def get_config():
     )
     config.model.length = 10
     config.scoring.similarity = "cosine"
-    config.fusion.expert = "linear"
+    config.fusion.expert = "identity"  # one modality: there is nothing to fuse
     config.training.epochs = 30
     config.training.patience = 4
     return config

@@ -250,9 +250,8 @@ class SequentialRecommendation:
         self, params: Params, vectors: Float[Array, "row width"], histories: Int[Array, "batch length"]
     ) -> Float[Array, "batch width"]:
         """User vectors after the last item of left-padded histories of catalogue rows, scaled for scoring."""
-        users = SasRec(self.user).apply({"params": params["users"]}, vectors[histories], histories > 0, train=False)[
-            :, -1
-        ]
+        states = SasRec(self.user).apply({"params": params["users"]}, vectors[histories], histories > 0, train=False)
+        users = jnp.asarray(states)[:, -1]
         return self._scored(params, users, users)[0]
 
 

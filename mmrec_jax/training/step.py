@@ -146,7 +146,8 @@ class TrainStep:
         inputs = jax.eval_shape(self._read, frozen, batch, state.step, self._key)
         compiled = self._jitted.lower(state, inputs, self._key).compile()
         read = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(inputs))
-        return compiled.memory_analysis().temp_size_in_bytes + read
+        analysis = compiled.memory_analysis()
+        return read + (analysis.temp_size_in_bytes if analysis is not None else 0)
 
     def __call__(self, state: TrainState, frozen: Any, batch: Any) -> TrainState:
         """One step, queued. A shape that warm-up did not see is compiled here, and counted."""
