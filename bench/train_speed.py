@@ -106,7 +106,7 @@ def run(config: DataConfig, folder: Path, epochs: int) -> None:
     product_rate()
     base = memory("VmRSS")
     table = random_table(data.num_items + 1)
-    frozen = SequentialFrozen(table, log_popularity(data.popularity))
+    frozen = SequentialFrozen(table, log_popularity(jnp.asarray(data.popularity)))
     specs = tuple(TowerSpec(name, WIDTH, LAYERS, BOTTLENECK) for name in MODALITIES)
     task = SequentialRecommendation(
         ContentItems(Crossan(CrossanConfig(TowerConfig(specs), FusionConfig(), OUT))),

@@ -87,7 +87,7 @@ class Momef(nn.Module):
 
 
 class Concat(nn.Module):
-    """One linear map of the concatenated vectors (IISAN's ``W_c``; papers.md 1.0, item 7), kept as one map a modality."""
+    """One linear map of the concatenated vectors (IISAN's ``W_c``; papers.md 1.0, item 7), one a modality."""
 
     config: FusionConfig
 

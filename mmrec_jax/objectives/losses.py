@@ -128,6 +128,6 @@ def uniform_negatives(rng: Array, count: int, catalogue_size: int) -> Int[Array,
 
 
 def log_popularity(counts: Int[Array, " item"]) -> Float[Array, " item"]:
-    """Log of each item's share of the training events; 0 for padding and items never seen (p = 1, as in IISAN's code)."""
+    """Log of each item's share of the training events; 0 (p = 1, as in IISAN's code) if never seen."""
     total = math.log(max(int(counts.sum()), 1))
     return jnp.where(counts > 0, jnp.log(jnp.maximum(counts, 1)) - total, 0.0).astype(jnp.float32)

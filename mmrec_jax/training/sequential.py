@@ -82,7 +82,9 @@ class ContentItems:
 
     def __call__(self, params: Params, states: HiddenStates | None, rows: Int[Array, " item"]) -> ItemVectors:
         """Encodes the states; the rows themselves say nothing more."""
-        return self.module.apply({"params": params}, states)
+        vectors = self.module.apply({"params": params}, states)
+        assert isinstance(vectors, ItemVectors)
+        return vectors
 
     def gates(self, params: Params, states: HiddenStates) -> dict[str, tuple[dict[str, Array], ...]]:
         """Gates of each tower: modality -> one dict a block, source -> scalar or one value a row."""
@@ -102,7 +104,9 @@ class IdItems:
 
     def __call__(self, params: Params, states: HiddenStates | None, rows: Int[Array, " item"]) -> ItemVectors:
         """Looks the rows up."""
-        return self.module.apply({"params": params}, rows)
+        vectors = self.module.apply({"params": params}, rows)
+        assert isinstance(vectors, ItemVectors)
+        return vectors
 
 
 def states_of(frozen: SequentialFrozen, rows: Int[Array, " item"]) -> HiddenStates | None:
