@@ -18,6 +18,9 @@ def get_config(argument: str = ""):
     config.model.system = "sasrec"
     config.model.length = 50
     config.model.window = "chunks"
+    config.training.batch_size = 16
+    config.training.epochs = 20
+    config.training.patience = 0
     config.baselines = ("popularity",)
     if argument == "smoke":
         config.name = "sasrec_smoke"

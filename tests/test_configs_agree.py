@@ -1,0 +1,31 @@
+"""Configs that are compared with each other differ in what is compared only."""
+
+from __future__ import annotations
+
+import dataclasses
+import runpy
+from pathlib import Path
+
+from mmrec_jax.config import RunConfig, resolve
+from mmrec_jax.experiment import id_baseline
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def config_of(name: str, argument: str = "") -> RunConfig:
+    return resolve(runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](argument))
+
+
+def test_the_id_only_config_is_the_baseline_of_the_main_job():
+    baseline, own = id_baseline(config_of("crossan")), config_of("sasrec")
+    # The item encoder's switches mean nothing to a table of ids.
+    apart = {"name", "baselines", "fusion"}
+    for field in dataclasses.fields(RunConfig):
+        if field.name not in apart:
+            assert getattr(own, field.name) == getattr(baseline, field.name), field.name
+
+
+def test_smoke_is_the_same_job_made_small():
+    smoke, full = config_of("crossan", "smoke"), config_of("crossan")
+    assert (smoke.data, smoke.baselines, list(smoke.modalities)) == (full.data, full.baselines, list(full.modalities))
+    assert smoke.training.epochs < full.training.epochs
