@@ -28,7 +28,7 @@ def get_config(argument: str = ""):
     )
     config.model.length = 50
     config.model.window = "chunks"
-    config.fusion.expert = "linear"
+    config.fusion.expert = "identity"
     config.training.batch_size = 16
     config.training.epochs = 20
     config.training.patience = 0
