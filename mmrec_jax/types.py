@@ -18,12 +18,16 @@ class SequenceBatch:
         counts: how often each occurs in the batch, inputs and targets together; 0 for padding.
         positions: each user's events in time order as indices into `items`, padded with 0 on the left. Column j is
             the input of step j and column j + 1 its target.
+        steps: where in ``positions[:, :-1]``, read row by row, the inputs that have a target lie, ascending; unused
+            entries at the end are batch x length. Most of a batch of short histories is padding: what works on one
+            position at a time reads these alone.
         users: user numbers; -1 in rows that only fill an uneven last batch.
     """
 
     items: Int[Array, " distinct"]
     counts: Int[Array, " distinct"]
     positions: Int[Array, "batch length_and_target"]
+    steps: Int[Array, " step"]
     users: Int[Array, " batch"]
 
 

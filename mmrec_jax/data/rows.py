@@ -72,9 +72,18 @@ def distinct_counts(events: Int32[np.ndarray, "rows width"], shards: int) -> Int
         events: the rows of a step for all processes; process i has rows i, i + shards, ...
         shards: number of processes.
     """
+    shares = np.sort(_shares(events, shards), axis=1)
+    return 1 + np.count_nonzero(np.diff(shares, axis=1, prepend=0), axis=1)
+
+
+def step_counts(events: Int32[np.ndarray, "rows width"], shards: int) -> Int64[np.ndarray, " {shards}"]:
+    """How many entries of `SequenceBatch.steps` each process's share needs: inputs that have a target."""
+    return np.count_nonzero(_shares(events[:, :-1], shards), axis=1)
+
+
+def _shares(events: Int32[np.ndarray, "rows width"], shards: int) -> Int32[np.ndarray, "{shards} events"]:
+    """The events of each process's rows, with 0 where one has a row fewer than another."""
     each = -(-len(events) // shards)
     everyone = np.zeros((each * shards, events.shape[1]), np.int32)
     everyone[: len(events)] = events
-    shares = everyone.reshape(each, shards, -1).swapaxes(0, 1).reshape(shards, -1)
-    shares = np.sort(shares, axis=1)
-    return 1 + np.count_nonzero(np.diff(shares, axis=1, prepend=0), axis=1)
+    return everyone.reshape(each, shards, -1).swapaxes(0, 1).reshape(shards, -1)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from mmrec_jax.errors import ConfigError
+from mmrec_jax.sequence.dropout import dropped, keep_masks
 
 
 @dataclass(frozen=True)
@@ -38,66 +40,109 @@ class SasRecConfig:
 
 
 class SasRec(nn.Module):
-    """Causal self-attention over a left-padded history."""
+    """Causal self-attention over a left-padded history.
+
+    Everything but the attention itself works on one position at a time, and reads the positions one after another; a
+    caller that names the positions it needs is spared the padding.
+    """
 
     config: SasRecConfig
 
     @nn.compact
     def __call__(
         self,
-        items: Float[Array, "batch length width"],
+        items: Float[Array, "*position width"],
         mask: Bool[Array, "batch length"],
         *,
         train: bool,
-    ) -> Float[Array, "batch length width"]:
-        """User vector after each position; `mask` says which positions are not padding."""
+        steps: Int[Array, " step"] | None = None,
+    ) -> Float[Array, "*position width"]:
+        """User vectors after each position.
+
+        Args:
+            items: item vectors [batch, length, width] or, with `steps`, [step, width].
+            mask: which positions are not padding.
+            train: whether to drop out.
+            steps: the positions that `items` holds, ascending, as indices into the flattened `mask`; every position that
+                is not padding must be among them. Entries of batch x length stand for nothing.
+
+        Returns:
+            Vectors in the shape of `items`.
+        """
         config = self.config
+        rows, length = mask.shape
+        slots = jnp.arange(rows * length) if steps is None else steps
         xavier = nn.initializers.xavier_normal()
-        position = self.param("position", xavier, (config.length, config.width))
-        x = nn.LayerNorm(epsilon=1e-6, name="norm")(items + position[-items.shape[1] :])
-        x = self._dropout(x, train)
-        length = items.shape[1]
+        position = self.param("position", xavier, (config.length, config.width))[-length:]
+        x = items.reshape(-1, config.width) + position[slots % length]
+        drop = self._dropout(x.shape, (rows, config.heads, length, length), train)
+        x = drop(nn.LayerNorm(epsilon=1e-6, name="norm")(x))
         causal = jnp.tril(jnp.ones((length, length), bool))
         bias = jnp.where(causal & mask[:, None, :], 0.0, -1e9)[:, None]
         for block in range(config.blocks):
-            attended = self._attention(x, bias, f"block_{block}", train)
+            attended = self._attention(x, bias, steps, f"block_{block}", drop)
             x = nn.LayerNorm(epsilon=1e-6, name=f"block_{block}_attention_norm")(x + attended)
             hidden = nn.Dense(4 * config.width, kernel_init=xavier, name=f"block_{block}_in")(x)
             out = nn.Dense(config.width, kernel_init=xavier, name=f"block_{block}_out")(jax.nn.relu(hidden))
-            x = nn.LayerNorm(epsilon=1e-6, name=f"block_{block}_norm")(x + self._dropout(out, train))
-        return x
+            x = nn.LayerNorm(epsilon=1e-6, name=f"block_{block}_norm")(x + drop(out))
+        return x.reshape(items.shape)
 
-    def _attention(self, x, bias, name, train) -> Float[Array, "batch length width"]:
+    def _attention(self, x, bias, steps, name, drop) -> Float[Array, "step width"]:
         """Multi-head attention without biases."""
         config = self.config
+        rows, _, _, length = bias.shape
         size = config.width // config.heads
         kernel = self.param(
             f"{name}_qkv", _three_xavier, (config.width, 3 * config.width)
         )  # one product for queries, keys and values
         # One row a user and head from here on: small products run fastest on arrays in the order they read.
-        qkv = (x @ kernel).reshape(*x.shape[:2], 3, config.heads, size).transpose(2, 0, 3, 1, 4)
-        query, key, value = qkv
+        qkv = _spread(x @ kernel, steps, rows * length)
+        query, key, value = qkv.reshape(rows, length, 3, config.heads, size).transpose(2, 0, 3, 1, 4)
         scores = query @ key.swapaxes(-1, -2) / jnp.sqrt(size) + bias
-        weights = self._dropout(jax.nn.softmax(scores, axis=-1), train)
-        out = (weights @ value).swapaxes(1, 2).reshape(x.shape)
+        weights = drop(jax.nn.softmax(scores, axis=-1))
+        out = _collect((weights @ value).swapaxes(1, 2).reshape(rows * length, config.width), steps)
         out = out @ self.param(f"{name}_output", nn.initializers.xavier_normal(), (config.width, config.width))
-        return self._dropout(out, train)
+        return drop(out)
 
-    def _dropout(self, x, train):
-        if not train or not self.config.dropout:
-            return x
-        return dropout(self.make_rng("dropout"), x, self.config.dropout)
+    def _dropout(self, outputs: tuple[int, ...], weights: tuple[int, ...], train: bool) -> Callable[[Array], Array]:
+        """What drops out, called in the order of the module: after the input, and after the weights, the attention and
+        the feed-forward of each block."""
+        rate = self.config.dropout
+        if not train or not rate:
+            return lambda x: x
+        shapes = [outputs, *(self.config.blocks * [weights, outputs, outputs])]
+        masks = iter(keep_masks(self.make_rng("dropout"), shapes, rate))
+        return lambda x: dropped(x, next(masks), rate)
 
 
-def dropout(rng: Array, x: Float[Array, "*shape"], rate: float) -> Float[Array, "*shape"]:
-    """Inverted dropout that spends 16 random bits on an entry: half of what `jax.random.bernoulli` draws.
+def _spread(x: Float[Array, "step width"], steps: Int[Array, " step"] | None, slots: int) -> Float[Array, "slot width"]:
+    """Vectors of the steps at their slots, zeros at the others."""
+    return x if steps is None else _rearranged(x, _inverse(steps, slots), steps)
 
-    The rate is kept to 2^-16. Without this, drawing masks takes a tenth of the main job's step on a CPU.
-    """
-    words = jax.random.bits(rng, (*x.shape[:-1], -(-x.shape[-1] // 2)))
-    bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
-    keep = bits >= round(rate * 2**16)
-    return jnp.where(keep, x / (1.0 - rate), 0.0)
+
+def _collect(x: Float[Array, "slot width"], steps: Int[Array, " step"] | None) -> Float[Array, "step width"]:
+    """Vectors of the slots at which the steps are, zeros for those that stand for nothing."""
+    return x if steps is None else _rearranged(x, steps, _inverse(steps, x.shape[0]))
+
+
+def _inverse(steps: Int[Array, " step"], slots: int) -> Int[Array, " slot"]:
+    """Which step is at each slot; one past the last where none is."""
+    return jnp.full(slots, steps.shape[0]).at[steps].set(jnp.arange(steps.shape[0]), mode="drop")
+
+
+@jax.custom_vjp
+def _rearranged(
+    x: Float[Array, "old width"], there: Int[Array, " new"], back: Int[Array, " old"]
+) -> Float[Array, "new width"]:
+    """``x[there]``, zeros where an index lies beyond the end. `back` is the inverse, by which the gradient is looked up
+    too, in place of being added up."""
+    return x.at[there].get(mode="fill", fill_value=0)
+
+
+_rearranged.defvjp(
+    lambda x, there, back: (_rearranged(x, there, back), (there, back)),
+    lambda saved, grad: (_rearranged(grad, saved[1], saved[0]), None, None),
+)
 
 
 def _three_xavier(key, shape, dtype=jnp.float32):

@@ -47,6 +47,9 @@ class SequentialInputs:
         batch: the histories.
         candidates: catalogue rows to encode; padding is 0.
         positions: the batch's events as indices into `candidates`.
+        read, targets: the event that each of the batch's steps reads, and the one that it is to predict, as indices into
+            `candidates`; 0 for unused steps.
+        rows: the batch's row of each step; any for unused ones.
         states: hidden states of the candidates; None for encoders by id.
         log_popularity: of the candidates.
         num_items: of the catalogue.
@@ -55,6 +58,9 @@ class SequentialInputs:
     batch: SequenceBatch
     candidates: Int[Array, " candidate"]
     positions: Int[Array, "batch length_and_target"]
+    read: Int[Array, " step"]
+    targets: Int[Array, " step"]
+    rows: Int[Array, " step"]
     states: HiddenStates | None
     log_popularity: Float[Array, " candidate"]
     num_items: int = struct.field(pytree_node=False)
@@ -167,39 +173,52 @@ class SequentialRecommendation:
             candidates = jnp.concatenate([candidates, drawn])
         elif self.objective.candidates == "catalogue":
             candidates, positions = jnp.arange(rows, dtype=jnp.int32), batch.items[batch.positions]
+
+        def at_steps(events):
+            return jnp.ravel(events).at[batch.steps].get(mode="fill", fill_value=0)
+
         return SequentialInputs(
-            batch, candidates, positions, states_of(frozen, candidates), frozen.log_popularity[candidates], rows - 1
+            batch=batch,
+            candidates=candidates,
+            positions=positions,
+            read=at_steps(positions[:, :-1]),
+            targets=at_steps(positions[:, 1:]),
+            rows=jnp.minimum(batch.steps // (positions.shape[1] - 1), positions.shape[0] - 1),
+            states=states_of(frozen, candidates),
+            log_popularity=frozen.log_popularity[candidates],
+            num_items=rows - 1,
         )
 
     def loss(
         self, params: Params, inputs: SequentialInputs, rng: Array
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Mean loss over the positions that have a target, and metrics of the fusion weights."""
+        """Mean loss over the steps of the batch, and metrics of the fusion weights."""
         encoded = self._encode(params, inputs.states, inputs.candidates)
         vectors = encoded.vector
-        mask = inputs.batch.positions[:, :-1] > 0
         users = SasRec(self.user).apply(
             {"params": params["users"]},
-            vectors[inputs.positions[:, :-1]],
-            mask,
+            vectors[inputs.read],
+            inputs.batch.positions[:, :-1] > 0,
             train=True,
+            steps=inputs.batch.steps,
             rngs={"dropout": jax.random.split(rng)[0]},
         )
         users, vectors = self._scored(params, users, vectors)
         losses = self._losses(users, vectors, inputs)
-        loss = jnp.sum(jnp.where(mask, losses, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+        is_step = inputs.read > 0
+        loss = jnp.sum(jnp.where(is_step, losses, 0.0)) / jnp.maximum(jnp.sum(is_step), 1)
         return loss, self._fusion_metrics(encoded, inputs.candidates)
 
-    def _losses(self, users, vectors, inputs: SequentialInputs) -> Float[Array, "batch step"]:
-        """Loss of every position, padding included."""
-        config, positions, targets = self.objective, inputs.positions, inputs.positions[:, 1:]
+    def _losses(self, users, vectors, inputs: SequentialInputs) -> Float[Array, " step"]:
+        """Loss of every step, the unused ones included."""
+        config, positions, targets = self.objective, inputs.positions, inputs.targets
         if config.candidates == "sampled":
             items = inputs.batch.items
             drawn = inputs.candidates[items.shape[0] :]
             positive = jnp.sum(users * vectors[targets], axis=-1)
             negative = users @ vectors[items.shape[0] :].T
             own = jnp.any(items[positions][:, :, None] == drawn, axis=1)
-            allowed = jnp.broadcast_to(~own[:, None] if config.mask_history else drawn > 0, negative.shape)
+            allowed = ~own[inputs.rows] if config.mask_history else jnp.broadcast_to(drawn > 0, negative.shape)
             if config.kind == "sampled_softmax":
                 return sampled_softmax_loss(positive, negative, allowed)
             calibration = config.calibration if config.kind == "gbce" else 0.0
@@ -210,7 +229,7 @@ class SequentialRecommendation:
         bias: tuple = (0.0, 0.0)
         if config.kind == "in_batch_softmax":
             bias = in_batch_correction(inputs.batch.counts, inputs.log_popularity, config.log_q)
-        return softmax_loss(users @ vectors.T, targets, allowed[:, None], *bias)
+        return softmax_loss(users @ vectors.T, targets, allowed[inputs.rows], *bias)
 
     def _scored(self, params, users, items):
         """Vectors whose dot product is the score."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mmrec_jax.data import Ragged, TrainingStream, training_batches
-from mmrec_jax.data.rows import distinct_counts, training_rows
+from mmrec_jax.data.rows import distinct_counts, step_counts, training_rows
 from mmrec_jax.errors import CheckpointError, ConfigError, EmptySplitError
 
 
@@ -76,8 +76,17 @@ def test_items_name_each_distinct_item_once_with_its_count(stream):
         events = events_of(batch)
         for item, count in zip(batch.items, batch.counts, strict=True):
             assert count == (np.count_nonzero(events == item) if item else 0)
-        for leaf in (batch.items, batch.counts, batch.positions, batch.users):
+        for leaf in (batch.items, batch.counts, batch.positions, batch.steps, batch.users):
             assert leaf.dtype == np.int32
+
+
+def test_steps_are_the_inputs_that_have_a_target(stream):
+    for batch in epoch(stream(batch_size=7)):
+        real = batch.positions[:, :-1].ravel() > 0
+        named = batch.steps[batch.steps < len(real)]
+        assert named.tolist() == np.flatnonzero(real).tolist()
+        assert (batch.positions[:, 1:].ravel()[named] > 0).all()
+        assert (batch.steps[len(named) :] == len(real)).all()
 
 
 def test_rows_without_padding_still_have_the_padding_item_first(stream):
@@ -151,31 +160,32 @@ def test_a_state_may_move_to_another_number_of_processes_with_the_same_step(stre
 @pytest.mark.parametrize("multiple", [1, 8, 32])
 @pytest.mark.parametrize("epochs", [0, 6])
 def test_no_batch_has_a_size_that_was_not_announced(stream, multiple, epochs):
-    batches = stream(distinct_multiple=multiple, epochs=epochs)
-    sizes = batches.distinct_sizes()
-    seen = {len(batch.items) for _ in range(6) for batch in epoch(batches)}
+    batches = stream(size_multiple=multiple, epochs=epochs)
+    sizes = batches.sizes()
+    seen = {(len(batch.items), len(batch.steps)) for _ in range(6) for batch in epoch(batches)}
     assert seen <= set(sizes)
-    assert all(size % multiple == 0 for size in sizes)
+    assert all(size % multiple == 0 for pair in sizes for size in pair)
     assert len(sizes) <= 5
     if epochs:
         assert seen == set(sizes)
 
 
 def test_the_largest_size_holds_any_batch_that_the_data_could_give(stream, synthetic):
-    sizes = stream(distinct_multiple=1).distinct_sizes()
-    widest = np.sort(np.minimum(synthetic.train.lengths, 6))[-16:].sum()
-    assert sizes[-1] == min(synthetic.num_items, widest) + 1
+    sizes = stream(size_multiple=1).sizes()
+    widest = np.sort(np.minimum(synthetic.train.lengths, 6))[-16:]
+    assert sizes[-1] == (min(synthetic.num_items, widest.sum()) + 1, (widest - 1).sum())
 
 
 def test_warm_up_batches_have_every_size_and_only_padding(stream):
     batches = stream()
     warm = batches.warmup_batches()
-    assert [len(batch.items) for batch in warm] == batches.distinct_sizes()
+    assert [(len(batch.items), len(batch.steps)) for batch in warm] == batches.sizes()
     first = next(batches)
     for batch in warm:
         for leaf in (batch.items, batch.counts, batch.positions):
             assert not leaf.any()
         assert (batch.users == -1).all()
+        assert (batch.steps == 16 * 5).all()
         assert batch.positions.shape == first.positions.shape
     assert batches.get_state()["step"] == 1
 
@@ -185,6 +195,13 @@ def test_distinct_counts_are_those_of_each_share():
     for shards in (1, 2, 3, 4):
         expected = [len({0, *events[index::shards].ravel().tolist()}) for index in range(shards)]
         assert distinct_counts(events, shards).tolist() == expected
+
+
+def test_step_counts_are_those_of_each_share():
+    events = np.sort(np.random.default_rng(0).integers(0, 3, (11, 4)), axis=1).astype(np.int32)
+    for shards in (1, 2, 3, 4):
+        expected = [np.count_nonzero(events[index::shards, :-1]) for index in range(shards)]
+        assert step_counts(events, shards).tolist() == expected
 
 
 def test_histories_without_a_target_cannot_be_trained_on(synthetic):
@@ -201,7 +218,7 @@ def test_histories_without_a_target_cannot_be_trained_on(synthetic):
         {"window": "first"},
         {"seed": -1},
         {"shard_index": 2, "shard_count": 2},
-        {"distinct_multiple": 0},
+        {"size_multiple": 0},
     ],
 )
 def test_impossible_settings_are_refused(stream, setting):

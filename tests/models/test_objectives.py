@@ -41,7 +41,8 @@ def batch_of(sequences, size=16):
     items[: len(found)] = found
     occurrences[1 : len(found)] = counts[1:]
     users = np.where((sequences > 0).any(1), np.arange(len(sequences)), -1).astype(np.int32)
-    return SequenceBatch(items, occurrences, positions[1:].reshape(sequences.shape).astype(np.int32), users)
+    steps = np.append(np.flatnonzero(sequences[:, :-1]), [sequences[:, :-1].size] * 3).astype(np.int32)
+    return SequenceBatch(items, occurrences, positions[1:].reshape(sequences.shape).astype(np.int32), steps, users)
 
 
 def task_of(kind="in_batch_softmax", scoring=None, **objective):

@@ -7,6 +7,7 @@ import pytest
 
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.sequence import SasRec, SasRecConfig
+from mmrec_jax.sequence.dropout import dropped, keep_masks
 
 CONFIG = SasRecConfig(width=8, length=6, heads=2, dropout=0.2)
 
@@ -82,6 +83,26 @@ def test_a_shorter_history_uses_the_last_positions():
     np.testing.assert_allclose(whole, short, rtol=1e-5, atol=1e-6)
 
 
+def test_named_steps_give_what_the_whole_histories_give():
+    module, params, items, mask = setup()
+    steps = jnp.append(jnp.flatnonzero(mask), jnp.array([mask.size] * 2))  # and two entries that stand for nothing
+    chosen = items.reshape(-1, CONFIG.width).at[steps].get(mode="fill", fill_value=0)
+
+    def of_steps(params, chosen):
+        return module.apply({"params": params}, chosen, mask, train=False, steps=steps)[:-2]
+
+    def of_all(params, items):
+        return module.apply({"params": params}, items, mask, train=False)[mask]
+
+    np.testing.assert_allclose(of_steps(params, chosen), of_all(params, items), rtol=1e-5, atol=1e-6)  # sum order
+    weights = jnp.asarray(np.random.default_rng(1).standard_normal((int(mask.sum()), CONFIG.width)), jnp.float32)
+    gradients = jax.grad(lambda p, x: jnp.sum(weights * of_steps(p, x)), (0, 1))(params, chosen)
+    expected = jax.grad(lambda p, x: jnp.sum(weights * of_all(p, x)), (0, 1))(params, items)
+    expected = (expected[0], expected[1].reshape(-1, CONFIG.width).at[steps].get(mode="fill", fill_value=0))
+    for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)  # sum order
+
+
 def test_dropout_is_on_in_training_only():
     module, params, items, mask = setup()
 
@@ -95,3 +116,20 @@ def test_dropout_is_on_in_training_only():
 def test_heads_must_divide_the_width():
     with pytest.raises(ConfigError, match="does not divide"):
         SasRecConfig(width=10, heads=4)
+
+
+def test_masks_keep_the_asked_share_and_differ():
+    shapes = [(200, 31), (4, 5, 100), (200, 31)]
+    first, second, third = keep_masks(jax.random.key(3), shapes, 0.25)
+    for mask, shape in zip((first, second, third), shapes, strict=True):
+        assert mask.shape == shape
+        spread = 4 * np.sqrt(0.25 * 0.75 / mask.size)  # four standard deviations
+        assert abs(float(mask.mean()) - 0.75) < spread
+    assert (first != third).any()
+    assert (first != keep_masks(jax.random.key(4), shapes, 0.25)[0]).any()
+    np.testing.assert_array_equal(first, keep_masks(jax.random.key(3), shapes, 0.25)[0])
+    assert all(np.asarray(mask).all() for mask in keep_masks(jax.random.key(0), shapes, 0.0))
+
+
+def test_what_is_kept_is_scaled_so_that_the_mean_stays():
+    np.testing.assert_allclose(dropped(jnp.array([2.0, 3.0]), jnp.array([True, False]), 0.2), [2.5, 0.0], rtol=1e-6)

@@ -104,7 +104,7 @@ def test_whatever_is_damaged_in_the_newest_checkpoint_sound_params_are_loaded(wo
                 assert "step_21" in warnings[0]
                 assert "Passing over it" in warnings[0]
             path.write_bytes(backup)
-    assert passed_over > len(files(newest)) / 2
+    assert passed_over > len(files(newest)) / 3  # most of the others only describe what is stored
 
 
 @pytest.mark.parametrize("item", ["params", "state", "manifest"])
