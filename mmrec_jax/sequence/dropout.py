@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 
-def keep_masks(rng: Array, shapes: Sequence[tuple[int, ...]], rate: float) -> list[Bool[Array, "..."]]:
+def keep_masks(rng: Array, shapes: Sequence[tuple[int, ...]], rate: float) -> list[Bool[Array, ...]]:
     """One mask a shape, True with probability 1 - rate.
 
     All come from one draw of 16 bits an entry by the Philox generator, which gives the same bits on every backend. On a

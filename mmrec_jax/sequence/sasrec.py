@@ -63,8 +63,8 @@ class SasRec(nn.Module):
             items: item vectors [batch, length, width] or, with `steps`, [step, width].
             mask: which positions are not padding.
             train: whether to drop out.
-            steps: the positions that `items` holds, ascending, as indices into the flattened `mask`; every position that
-                is not padding must be among them. Entries of batch x length stand for nothing.
+            steps: the positions that `items` holds, ascending, as indices into the flattened `mask`; every position
+                that is not padding must be among them. Entries of batch x length stand for nothing.
 
         Returns:
             Vectors in the shape of `items`.

@@ -47,8 +47,8 @@ class SequentialInputs:
         batch: the histories.
         candidates: catalogue rows to encode; padding is 0.
         positions: the batch's events as indices into `candidates`.
-        read, targets: the event that each of the batch's steps reads, and the one that it is to predict, as indices into
-            `candidates`; 0 for unused steps.
+        read, targets: the event that each of the batch's steps reads, and the one that it is to predict, as indices
+            into `candidates`; 0 for unused steps.
         rows: the batch's row of each step; any for unused ones.
         states: hidden states of the candidates; None for encoders by id.
         log_popularity: of the candidates.
