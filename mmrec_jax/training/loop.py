@@ -23,7 +23,7 @@ from mmrec_jax.training.config import TrainingConfig
 from mmrec_jax.training.lock import only_training_in
 from mmrec_jax.training.optimizers import build_optimizer
 from mmrec_jax.training.progress import RunProgress
-from mmrec_jax.training.step import TrainState, TrainStep, check_finite, fetch_window, seed_keys
+from mmrec_jax.training.step import Programs, TrainState, TrainStep, check_finite, fetch_window, seed_keys
 from mmrec_jax.training.task import Stream, Task
 from mmrec_jax.training.trees import host_copy, like, named_leaves
 from mmrec_jax.training.writers import MetricsCsv, TensorBoardEvents, Writer, learning_curve
@@ -191,7 +191,7 @@ class _Run:
         """The state to start from: fresh, warm-started or of the newest sound checkpoint."""
         found = self.checkpoints.resume()
         if warm_start is None:
-            params = jax.jit(self.task.init)(seed_keys(self.config.seed)[0], self.frozen)
+            params = Programs(self.task.init)((), seed_keys(self.config.seed)[0], self.frozen)
         else:
             params = warm_start
         if found is not None:

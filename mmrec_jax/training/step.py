@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import collections
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -79,6 +79,39 @@ class TrainState:
         return self.params if self.average is None else self.average
 
 
+class Programs:
+    """One function, compiled for each of the shapes it is called with, and nothing else kept.
+
+    `jax.jit` keeps, beside each program, all that it was made of: for the main job's step twice the program's own memory.
+    """
+
+    def __init__(self, function: Callable[..., Any], **options: Any):
+        self._function, self._options = function, options
+        self._compiled: dict[Any, jax.stages.Compiled] = {}
+
+    def has(self, shapes: Any) -> bool:
+        """Whether the program for these shapes is there."""
+        return shapes in self._compiled
+
+    def compiled(self, shapes: Any, *arguments: Any) -> jax.stages.Compiled:
+        """The program for arguments that `shapes` tells from others; compiled on the first call."""
+        if shapes not in self._compiled:
+            jitted = jax.jit(self._function, **self._options)
+            # Tracing may move constants to the device; a program that is compiled may not move anything.
+            with jax.transfer_guard("allow"):
+                self._compiled[shapes] = jitted.lower(*arguments).compile()
+            jitted.clear_cache()
+        return self._compiled[shapes]
+
+    def __call__(self, shapes: Any, *arguments: Any) -> Any:
+        """Runs it."""
+        return self.compiled(shapes, *arguments)(*arguments)
+
+
+_MOST_RUNNING = 2
+"""Steps that may be queued before the host waits for the first of them: enough to keep a device busy."""
+
+
 class TrainStep:
     """A compiled step of one task: `state, batch -> state`.
 
@@ -101,9 +134,12 @@ class TrainStep:
         self._gradient_norm = gradient_norm
         self._key = seed_keys(seed)[1]
         self._compiled = process_counter()
-        self._inputs = jax.jit(self._read)
-        self._jitted = jax.jit(self._step, donate_argnums=0)
-        self._known: set[tuple] = set()
+        # Three programs. Looked-up rows are kept from being looked up again wherever they are read (`Task.inputs`), and
+        # the update, a program of many small parts, is compiled once and not for every shape of a batch.
+        self._inputs = Programs(self._read)
+        self._gradients = Programs(self._differentiate)
+        self._updated = Programs(self._update, donate_argnums=0)
+        self._running: collections.deque[Array] = collections.deque()
         self.recompilations = 0
 
     def init(self, params: Params, frozen: Any, batch: Any) -> TrainState:
@@ -135,29 +171,26 @@ class TrainStep:
         _not_finite(state.params)
         before = self._compiled.count
         for batch in batches:
-            if _shapes(batch) not in self._known:
-                self._known.add(_shapes(batch))
-                self._run(jax.device_put(spare), frozen, jax.device_put(batch))
+            if not self._gradients.has(_shapes(batch)):
+                jax.block_until_ready(self._run(jax.device_put(spare), frozen, jax.device_put(batch)))
+        self._running.clear()
+        del spare
         release_freed_pages()
         return self._compiled.count - before
 
     def activation_bytes(self, state: TrainState, frozen: Any, batch: Any) -> int:
         """Memory that one step of these shapes needs beside the state and `frozen`, by the compiler's own account."""
         inputs = jax.eval_shape(self._read, frozen, batch, state.step, self._key)
-        compiled = self._jitted.lower(state, inputs, self._key).compile()
-        read = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(inputs))
+        compiled = self._gradients.compiled(_shapes(batch), state.params, inputs, state.step, self._key)
+        read = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((inputs, compiled.out_info)))
         analysis = compiled.memory_analysis()
         return read + (analysis.temp_size_in_bytes if analysis is not None else 0)
 
     def __call__(self, state: TrainState, frozen: Any, batch: Any) -> TrainState:
         """One step, queued. A shape that warm-up did not see is compiled here, and counted."""
         before = self._compiled.count
-        known = _shapes(batch) in self._known
-        # Tracing may move constants to the device; a step that is compiled already may not move anything.
-        with contextlib.nullcontext() if known else jax.transfer_guard("allow"):
-            state = self._run(state, frozen, batch)
+        state = self._run(state, frozen, batch)
         if self._compiled.count != before:
-            self._known.add(_shapes(batch))
             self.recompilations += 1
             shapes = [f"{name}{list(leaf.shape)}" for name, leaf in named_leaves(batch).items()]
             logging.warning(
@@ -168,17 +201,27 @@ class TrainStep:
         return state
 
     def _run(self, state: TrainState, frozen: Any, batch: Any) -> TrainState:
-        inputs = self._inputs(frozen, batch, state.step, self._key)
-        return self._jitted(state, inputs, self._key)
+        if len(self._running) == _MOST_RUNNING:
+            # Each step that is queued holds the inputs it will read.
+            jax.block_until_ready(self._running.popleft())
+        shapes = _shapes(batch)
+        inputs = self._inputs(shapes, frozen, batch, state.step, self._key)
+        metrics, gradients = self._gradients(shapes, state.params, inputs, state.step, self._key)
+        self._running.append(metrics["loss"])
+        return self._updated((), state, gradients, metrics)
 
     def _read(self, frozen: Any, batch: Any, step: Array, key: Array) -> Any:
         return self._task.inputs(frozen, batch, jax.random.fold_in(key, step))
 
-    def _step(self, state: TrainState, inputs: Any, key: Array) -> TrainState:
-        rng = jax.random.fold_in(key, state.step)
-        (loss, metrics), gradients = jax.value_and_grad(self._task.loss, has_aux=True)(state.params, inputs, rng)
+    def _differentiate(self, params: Params, inputs: Any, step: Array, key: Array) -> tuple[dict[str, Array], Params]:
+        """The step's metrics, the loss among them, and the gradients."""
+        rng = jax.random.fold_in(key, step)
+        (loss, metrics), gradients = jax.value_and_grad(self._task.loss, has_aux=True)(params, inputs, rng)
+        return {"loss": loss, **metrics}, gradients
+
+    def _update(self, state: TrainState, gradients: Params, metrics: dict[str, Array]) -> TrainState:
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, state.params)
-        health = _examined(state.health, state.step, loss, gradients)
+        health = _examined(state.health, state.step, metrics["loss"], gradients)
         params = jax.tree.map(
             lambda new, old: jnp.where(health.first_bad_step < 0, new, old),
             optax.apply_updates(state.params, updates),
@@ -187,9 +230,8 @@ class TrainStep:
         average = state.average
         if average is not None:
             average = optax.incremental_update(params, average, 1.0 - self._ema_decay)
-        metrics = {"loss": loss, **metrics}
         if self._gradient_norm:
-            metrics["gradient_norm"] = optax.tree.norm(gradients)
+            metrics = {**metrics, "gradient_norm": optax.tree.norm(gradients)}
         window = Window(
             {name: total + metrics[name].astype(jnp.float32) for name, total in state.window.sums.items()},
             state.window.steps + 1,

@@ -35,7 +35,7 @@ def test_the_state_is_donated_and_the_initial_parameters_are_not():
 
 def test_every_shape_is_compiled_at_warm_up_and_none_later():
     step, state, frozen, stream, batches = begin()
-    assert step.warm_up(state, frozen, batches) == 4  # the inputs and the step, for two shapes
+    assert step.warm_up(state, frozen, batches) == 5  # inputs and gradients for two shapes, and the update
     assert step.warm_up(state, frozen, batches) == 0
     with jax.transfer_guard("disallow"):
         for number in range(12):
