@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
 
-from mmrec_jax.backbones.family import Encoder, Family, Tokens
+from mmrec_jax.backbones.family import Encoder, Family, Tokens, computed_as
 from mmrec_jax.backbones.image import ImagePreprocessor, read_image_preprocessor
 from mmrec_jax.backbones.registry import find_family
 from mmrec_jax.backbones.source import locate
 from mmrec_jax.backbones.text import TextPreprocessor, read_text_preprocessor
 from mmrec_jax.backbones.transformer import BlockMethod, TransformerConfig
-from mmrec_jax.backbones.weights import WEIGHTS_FILE, map_weights, read_tensors, sha256_of
+from mmrec_jax.backbones.weights import Tensors, map_weights, sha256_of, weight_files
 from mmrec_jax.errors import BackboneError, ConfigError
 from mmrec_jax.types import Params
 
@@ -32,10 +32,10 @@ class Backbone:
         family: its family, with `model_type` and `kind`.
         model: `model.apply({"params": params}, inputs)` gives depth + 1 hidden states [batch token width];
             inputs are `Tokens` for text and float pixels [batch height width channel] for images.
-        params: float32 arrays.
+        params: arrays of the dtype asked for, float32 by default.
         sizes: width, depth and the rest of the transformer core.
         preprocess: texts -> token ids, or image -> pixels.
-        weights_sha256: of the weights file.
+        weights_sha256: of the weights files.
     """
 
     spec: str
@@ -58,26 +58,44 @@ def _apply(model: nn.Module, params: Params, inputs: Tokens | Array) -> tuple[Ar
     return states
 
 
-def load(spec: str, *, revision: str = "", max_tokens: int = 0, method: BlockMethod | None = None) -> Backbone:
+def load(
+    spec: str,
+    *,
+    kind: str = "",
+    revision: str = "",
+    max_tokens: int = 0,
+    method: BlockMethod | None = None,
+    dtype: str = "float32",
+    remat: bool = False,
+) -> Backbone:
     """Loads a backbone.
 
     Args:
         spec: a local directory, "package:NAME", or a hub id.
+        kind: "text" or "image"; needed where a model encodes several kinds (CLIP).
         revision: branch, tag or commit of a hub id.
         max_tokens: texts are cut to this many tokens; 0 is as many as the encoder has positions for.
         method: applied at the named places of each block; the parameters it makes are not part of `params`.
+        dtype: "float32" or "bfloat16" of the parameters, hidden states and matrix products.
+        remat: whether a backward pass computes each block again, which saves memory and costs a third more time.
 
     Raises:
         BackboneError: the files are missing, of an unknown kind, or do not fit together.
-        ConfigError: `max_tokens` is more than the encoder has positions for.
+        ConfigError: `max_tokens` is more than the encoder has positions for, or the dtype is unknown.
     """
     directory = locate(spec, revision)
     config = read_config(directory)
-    family = find_family(config.get("model_type"), str(directory / "config.json"))
-    encoder = family.build(config, None)
+    family = find_family(config.get("model_type"), str(directory / "config.json"), kind)
+    encoder = computed_as(family.build(config, None), dtype, remat)
     expected = jax.eval_shape(encoder.module.init, jax.random.key(0), encoder.example)["params"]
-    path = directory / WEIGHTS_FILE
-    params = map_weights(read_tensors(path), encoder.weight_map, expected, str(path))
+    files = weight_files(directory)
+    params = map_weights(
+        Tensors(files),
+        encoder.weight_map,
+        expected,
+        str(files[0] if len(files) == 1 else directory),
+        lambda path, made: jnp.asarray(made, dtype),
+    )
     preprocess = (
         _text(directory, encoder, max_tokens or encoder.max_tokens)
         if family.kind == "text"
@@ -86,11 +104,11 @@ def load(spec: str, *, revision: str = "", max_tokens: int = 0, method: BlockMet
     return Backbone(
         spec=spec,
         family=family,
-        model=family.build(config, method).module,
-        params=jax.tree.map(jnp.asarray, params),
+        model=computed_as(family.build(config, method), dtype, remat).module,
+        params=params,
         sizes=encoder.transformer,
         preprocess=preprocess,
-        weights_sha256=sha256_of([path]),
+        weights_sha256=sha256_of(files),
     )
 
 
@@ -118,12 +136,9 @@ def identify(spec: str, kind: str, max_tokens: int, revision: str = "") -> dict:
         BackboneError: the files are not on this machine.
     """
     directory = locate(spec, revision, local_only=True)
-    path = directory / WEIGHTS_FILE
-    if not path.is_file():
-        raise BackboneError(f"{directory} has no {path.name}")
     text = kind == "text"
     preprocess = read_text_preprocessor(directory, max_tokens) if text else read_image_preprocessor(directory)
-    return {"weights_sha256": sha256_of([path]), "preprocessing": preprocess.fingerprint}
+    return {"weights_sha256": sha256_of(weight_files(directory)), "preprocessing": preprocess.fingerprint}
 
 
 def read_config(directory: Path) -> dict:

@@ -20,7 +20,7 @@ from mmrec_jax.backbones.family import (
     integer,
     refuse,
 )
-from mmrec_jax.backbones.transformer import BlockMethod, Transformer, TransformerConfig
+from mmrec_jax.backbones.transformer import BlockMethod, Transformer, TransformerConfig, make_norm
 from mmrec_jax.backbones.weights import Weight, WeightMap, layer_norm
 
 BLOCK = {
@@ -54,7 +54,7 @@ class Bert(nn.Module):
         self.words = nn.Embed(self.vocabulary, self.config.width)
         self.positions = nn.Embed(self.max_positions, self.config.width)
         self.types = nn.Embed(self.token_types, self.config.width)
-        self.norm = nn.LayerNorm(epsilon=self.config.norm_epsilon, use_fast_variance=False)
+        self.norm = make_norm(self.config)
         self.transformer = Transformer(self.config, self.method)
 
     def __call__(self, tokens: Tokens) -> tuple[Float[Array, "batch token width"], ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from mmrec_jax.backbones.families.vit import vision_encoder
-from mmrec_jax.backbones.family import Encoder, Family, activation, block_weights, integer
+from mmrec_jax.backbones.family import Encoder, Family, activation, biased_projections, block_weights, integer
 from mmrec_jax.backbones.transformer import BlockMethod, TransformerConfig
 from mmrec_jax.backbones.weights import Weight, dense
 
@@ -62,7 +62,7 @@ def build(config: dict, method: BlockMethod | None) -> Encoder:
         activation="silu" if gated else activation(config, "gelu"),
         norm="pre",
         norm_epsilon=float(config.get("layer_norm_eps", 1e-6)),
-        qkv_bias=bool(config.get("qkv_bias", True)),
+        biased=biased_projections(config),
         layer_scale=True,
         gated=gated,
     )

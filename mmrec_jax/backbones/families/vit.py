@@ -11,9 +11,18 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from mmrec_jax.backbones.family import Encoder, Family, activation, block_weights, check_heads, integer, pair
+from mmrec_jax.backbones.family import (
+    Encoder,
+    Family,
+    activation,
+    biased_projections,
+    block_weights,
+    check_heads,
+    integer,
+    pair,
+)
 from mmrec_jax.backbones.patches import PatchEmbedding
-from mmrec_jax.backbones.transformer import BlockMethod, Transformer, TransformerConfig
+from mmrec_jax.backbones.transformer import BlockMethod, Transformer, TransformerConfig, make_norm
 from mmrec_jax.backbones.weights import Weight, WeightMap, layer_norm
 
 BLOCK = {
@@ -45,7 +54,7 @@ class VisionTransformer(nn.Module):
     def setup(self) -> None:
         self.embeddings = PatchEmbedding(self.config.width, self.patch, self.grid)
         self.transformer = Transformer(self.config, self.method)
-        self.norm = nn.LayerNorm(epsilon=self.config.norm_epsilon, use_fast_variance=False)
+        self.norm = make_norm(self.config)
 
     def __call__(
         self, pixels: Float[Array, "batch height width channel"]
@@ -95,7 +104,7 @@ def build(config: dict, method: BlockMethod | None) -> Encoder:
         activation=activation(config, "gelu"),
         norm="pre",
         norm_epsilon=float(config.get("layer_norm_eps", 1e-12)),
-        qkv_bias=bool(config.get("qkv_bias", True)),
+        biased=biased_projections(config),
     )
     return vision_encoder(config, sizes, block_weights(sizes, "encoder.layer.{layer}.", BLOCK), "vit.", method)
 
