@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, Int
@@ -77,16 +78,45 @@ def computed_as(encoder: Encoder, dtype: str, remat: bool) -> Encoder:
     return replace(encoder, module=encoder.module.clone(config=sizes), transformer=sizes)
 
 
-def integer(config: dict, key: str, default: int | None = None) -> int:
-    """A positive whole number of config.json.
+def integer(config: dict, key: str, default: int | None = None, least: int = 1) -> int:
+    """A whole number of config.json.
 
     Raises:
-        BackboneError: it is absent and has no default, or is no positive whole number.
+        BackboneError: it is absent (or null) and has no default, or is no whole number of at least `least`.
     """
-    value = config.get(key, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or value != int(value) or value < 1:
-        raise BackboneError(f"config.json: {key} is {value!r}, which is not a positive whole number")
+    value = number({key: default if config.get(key) is None else config[key]}, key, least=least)
+    if value != int(value):
+        raise BackboneError(f"config.json: {key} is {value!r}, which is not a whole number")
     return int(value)
+
+
+def number(config: dict, key: str, default: float | None = None, least: float = 0) -> float:
+    """A number of config.json.
+
+    Raises:
+        BackboneError: it is absent (or null) and has no default, or is no finite number of at least `least`.
+    """
+    value = default if config.get(key) is None else config[key]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value < float("inf"):
+        raise BackboneError(f"config.json: {key} is {value!r}, which is not a number of at least {least}")
+    return float(value)
+
+
+def subconfig(config: dict, key: str) -> dict:
+    """The part of config.json about one tower.
+
+    Raises:
+        BackboneError: it is absent or no object.
+    """
+    value = config.get(key)
+    if not isinstance(value, dict):
+        raise BackboneError(f"config.json: {key} is {value!r}, which is no object")
+    return value
+
+
+def token_example() -> Tokens:
+    """One text of one token."""
+    return Tokens(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
 
 
 def pair(config: dict, key: str, default: int) -> tuple[int, int]:
