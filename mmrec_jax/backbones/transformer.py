@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,20 +24,33 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "swish": jax.nn.silu,
 }
 
-PLACES = ("query", "key", "value", "attention_out", "attention", "up", "gate", "down", "feed_forward")
-PROJECTIONS = frozenset(PLACES) - {"attention", "feed_forward"}
+PROJECTIONS = frozenset({"query", "key", "value", "attention_out", "up", "gate", "down"})
+PARTS = ("attention", "feed_forward")
+BLOCK_PLACES = (*PARTS, "feed_forward_residual", "block")
+PLACES = (*sorted(PROJECTIONS), *BLOCK_PLACES)
 
-BlockMethod = Callable[[str, int, str], nn.Module | None]
-"""`method(place, layer, name)` puts a trainable module at a place of a block, without editing the block.
 
-It is asked once for every place of `PLACES` in every block (`layer` counts from 0) and returns None to leave
-the place as it is, or a Linen module made with `name=name`, which is called as `module(inputs, outputs)` with
-what the place takes and what it gives, and whose result, in the dtype of `outputs`, goes on in their place.
-The projections are "query", "key", "value", "attention_out", "up", "gate" and "down" (LoRA adds to their
-outputs); "attention" is the whole attention (a bottleneck after attention works on its outputs);
-"feed_forward" is the whole feed-forward (a parallel adapter adds a function of its inputs). The module's
-parameters lie under `added_<place>` beside those of the place.
-"""
+class BlockMethod(Protocol):
+    """`method(place, layer, name)` puts a trainable module at a place of a block, without editing the block.
+
+    It is asked once for every place of `PLACES` in every block (`layer` counts from 0) and returns None to leave
+    the place as it is, or a Linen module made with `name=name`, which is called as `module(inputs, outputs)` with
+    what the place takes and what it gives, and whose result, in the dtype of `outputs`, goes on in their place.
+    Its parameters lie under `added_<place>` beside those of the place.
+
+    - "query", "key", "value", "attention_out", "up", "gate", "down": the projections (LoRA adds to their outputs);
+    - "attention": the whole attention, before its residual (a bottleneck after attention works on its outputs);
+    - "feed_forward": the whole feed-forward, before its residual (a parallel adapter adds a function of its inputs,
+      which a pre-norm block has normalised);
+    - "feed_forward_residual": from the residual stream before the feed-forward to that after it (a parallel adapter
+      that reads the stream as it is);
+    - "block": from what enters the block to what leaves it (an adapter after the feed-forward's residual).
+
+    A multiway encoder asks once for each branch and names it, `method(place, layer, name, branch="vision")`; its
+    place "block" is one for all branches, which share its module (`branch` is "").
+    """
+
+    def __call__(self, place: str, layer: int, name: str, *, branch: str = "") -> nn.Module | None: ...
 
 
 @dataclass(frozen=True)
@@ -133,39 +146,60 @@ def visible_keys(mask: Bool[Array, "batch token"] | None, causal: bool, length: 
     return before if padding is None else before & padding
 
 
+Heads = Float[Array, "batch token head feature"]
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention with scores / sqrt(head width)."""
+    """Multi-head self-attention with scores / sqrt(head width), in three steps: `heads`, `attend`, `gather`."""
 
     config: TransformerConfig
     layer: int
     method: BlockMethod | None = None
 
-    @nn.compact
+    def setup(self) -> None:
+        c = self.config
+        key_heads = c.key_heads or c.heads
+        for place, features in (
+            ("query", c.heads * c.features_per_head),
+            ("key", key_heads * c.features_per_head),
+            ("value", key_heads * c.features_per_head),
+            ("attention_out", c.width),
+        ):
+            setattr(self, place, Projection(c, features, place, self.layer, self.method))
+        if c.sub_norm:
+            self.sub_norm = make_norm(c)
+
     def __call__(
         self, x: Float[Array, "batch token width"], visible: Visible | None, turn: Turn | None
     ) -> Float[Array, "batch token width"]:
+        return self.gather(attend(*self.heads(x, turn), visible))
+
+    def heads(self, x: Float[Array, "batch token width"], turn: Turn | None) -> tuple[Heads, Heads, Heads]:
+        """Queries, keys and values, the same number of heads each."""
         c = self.config
-        features = c.features_per_head
-
-        def project(place: str, heads: int) -> Float[Array, "batch token head feature"]:
-            made = Projection(c, heads * features, place, self.layer, self.method, name=place)(x)
-            return made.reshape(*made.shape[:-1], heads, features)
-
-        key_heads = c.key_heads or c.heads
-        query, key, value = project("query", c.heads), project("key", key_heads), project("value", key_heads)
+        query, key, value = (
+            made.reshape(*made.shape[:-1], -1, c.features_per_head)
+            for made in (self.query(x), self.key(x), self.value(x))
+        )
         if turn is not None:
             query, key = rotate(query, turn), rotate(key, turn)
-        if key_heads != c.heads:
-            key, value = (jnp.repeat(shared, c.heads // key_heads, axis=2) for shared in (key, value))
-        scores = jnp.einsum("bqhf,bkhf->bhqk", query, key, preferred_element_type=jnp.float32) * features**-0.5
-        if visible is not None:
-            scores = jnp.where(visible, scores, jnp.finfo(scores.dtype).min)
-        shares = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-        mixed = jnp.einsum("bhqk,bkhf->bqhf", shares, value)
-        mixed = mixed.reshape(*x.shape[:-1], c.heads * features)
-        if c.sub_norm:
-            mixed = make_norm(c, "sub_norm")(mixed)
-        return Projection(c, c.width, "attention_out", self.layer, self.method, name="attention_out")(mixed)
+        if c.key_heads and c.key_heads != c.heads:
+            key, value = (jnp.repeat(shared, c.heads // c.key_heads, axis=2) for shared in (key, value))
+        return query, key, value
+
+    def gather(self, mixed: Heads) -> Float[Array, "batch token width"]:
+        """What the heads have attended to, as features of the residual stream."""
+        mixed = mixed.reshape(*mixed.shape[:-2], -1)
+        return self.attention_out(self.sub_norm(mixed) if self.config.sub_norm else mixed)
+
+
+def attend(query: Heads, key: Heads, value: Heads, visible: Visible | None) -> Heads:
+    """Values averaged by the softmax of scores, which is in float32."""
+    scores = jnp.einsum("bqhf,bkhf->bhqk", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    if visible is not None:
+        scores = jnp.where(visible, scores, jnp.finfo(scores.dtype).min)
+    shares = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("bhqk,bkhf->bqhf", shares, value)
 
 
 class FeedForward(nn.Module):
@@ -190,29 +224,53 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each with its residual, normalisation and optional layer scale."""
+    """Attention and feed-forward, each with its residual, normalisation and optional layer scale.
+
+    It comes in two steps around `attend`, so that the blocks of several branches can attend jointly.
+    """
 
     config: TransformerConfig
     layer: int
     method: BlockMethod | None = None
 
-    @nn.compact
+    def setup(self) -> None:
+        c = self.config
+        self.attention = Attention(c, self.layer, self.method)
+        self.feed_forward = FeedForward(c, self.layer, self.method)
+        self.norms = {part: make_norm(c, f"{part}_norm") for part in PARTS}
+        if c.layer_scale:
+            self.scales = {part: self.param(f"{part}_scale", nn.initializers.ones, (c.width,)) for part in PARTS}
+        if self.method:
+            self.added = {place: self.method(place, self.layer, f"added_{place}") for place in BLOCK_PLACES}
+
     def __call__(
         self, x: Float[Array, "batch token width"], visible: Visible | None, turn: Turn | None
     ) -> Float[Array, "batch token width"]:
-        attention = Attention(self.config, self.layer, self.method, name="attention")
-        feed_forward = FeedForward(self.config, self.layer, self.method, name="feed_forward")
-        x = self._residual("attention", lambda inputs: attention(inputs, visible, turn), x)
-        return self._residual("feed_forward", feed_forward, x)
+        return self.finish(x, attend(*self.heads(x, turn), visible))
 
-    def _residual(self, place: str, function: Callable[[Array], Array], x: Array) -> Array:
-        c = self.config
-        norm = make_norm(c, f"{place}_norm")
-        inputs = norm(x) if c.norm == "pre" else x
-        outputs = apply_method(self.method, place, self.layer, inputs, function(inputs))
-        if c.layer_scale:
-            outputs = outputs * self.param(f"{place}_scale", nn.initializers.ones, (c.width,)).astype(outputs.dtype)
-        return x + outputs if c.norm == "pre" else norm(x + outputs)
+    def heads(self, x: Float[Array, "batch token width"], turn: Turn | None) -> tuple[Heads, Heads, Heads]:
+        """Queries, keys and values of what enters the block."""
+        return self.attention.heads(self._entering("attention", x), turn)
+
+    def finish(self, x: Float[Array, "batch token width"], mixed: Heads) -> Float[Array, "batch token width"]:
+        """What leaves the block, of what enters it and of what its heads attended to."""
+        middle = self._residual("attention", x, self.attention.gather(mixed))
+        outputs = self._residual("feed_forward", middle, self.feed_forward(self._entering("feed_forward", middle)))
+        outputs = self._with_method("feed_forward_residual", middle, outputs)
+        return self._with_method("block", x, outputs)
+
+    def _entering(self, part: str, x: Array) -> Array:
+        return self.norms[part](x) if self.config.norm == "pre" else x
+
+    def _residual(self, part: str, x: Array, outputs: Array) -> Array:
+        outputs = self._with_method(part, self._entering(part, x), outputs)
+        if self.config.layer_scale:
+            outputs = outputs * self.scales[part].astype(outputs.dtype)
+        return x + outputs if self.config.norm == "pre" else self.norms[part](x + outputs)
+
+    def _with_method(self, place: str, inputs: Array, outputs: Array) -> Array:
+        module = self.added[place] if self.method else None
+        return outputs if module is None else module(inputs, outputs).astype(outputs.dtype)
 
 
 class Transformer(nn.Module):
