@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
-from mmrec_jax.backbones.container import open_media, pyav
-from mmrec_jax.backbones.image import MediaError
+from mmrec_jax.backbones.containers import open_container
+from mmrec_jax.backbones.medium import MediaError, Medium
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -20,14 +19,14 @@ if TYPE_CHECKING:
 LOUDEST = 1e6  # full scale is 1; samples beyond this are garbage, and would overflow in float32
 
 
-def read_audio(source: Path | bytes, rate: int, max_seconds: float) -> Float[np.ndarray, "sample"]:
+def read_audio(medium: Medium, rate: int, max_seconds: float) -> Float[np.ndarray, "sample"]:
     """The first audio track of an audio or video file, as the mean of its channels.
 
     No more is decoded than is asked for, so that long files take neither time nor memory. Packets that cannot
     be decoded are left out, and what comes before a corrupt tail is used.
 
     Args:
-        source: a file, or its content.
+        medium: a local file or its content, in any container of `containers.FORMATS` and any codec of PyAV.
         rate: samples a second; FFmpeg resamples to it.
         max_seconds: longer recordings are cut after this.
 
@@ -40,7 +39,7 @@ def read_audio(source: Path | bytes, rate: int, max_seconds: float) -> Float[np.
     """
     wanted = max(1, round(rate * max_seconds))
     parts: list[np.ndarray] = []
-    with open_media(source) as container:
+    with open_container(medium) as container:
         if not container.streams.audio:
             raise MediaError("no audio track")
         stream = container.streams.audio[0]
@@ -60,7 +59,8 @@ def read_audio(source: Path | bytes, rate: int, max_seconds: float) -> Float[np.
 
 def _frames(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
     """Decoded frames up to the end or to where the file can be read no further."""
-    av = pyav()
+    import av
+
     try:
         for packet in container.demux(stream):
             try:
@@ -73,7 +73,8 @@ def _frames(container: InputContainer, stream: AudioStream) -> Iterator[AudioFra
 
 def _mono(frames: Iterator[AudioFrame], rate: int) -> Iterator[np.ndarray]:
     """Frames resampled to `rate`; a stream that changes its own rate or channels gets another resampler."""
-    av = pyav()
+    import av
+
     resampler, form = None, None
     for frame in frames:
         # The resampler takes gaps in the time stamps as they are: samples follow one another.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mmrec_jax.backbones.transformer import ACTIVATIONS, PROJECTIONS, BlockMethod, TransformerConfig
 from mmrec_jax.backbones.weights import Weight, WeightMap, dense, layer_norm
@@ -25,28 +25,40 @@ class Tokens:
     mask: Bool[Array, "batch token"]
 
 
+@struct.dataclass
+class Sound:
+    """Recordings, padded at their ends: samples or spectrograms, and how many steps of time are not padding."""
+
+    values: Float[Array, "batch time *bin"]
+    lengths: Int[Array, "batch"]
+
+
 @dataclass(frozen=True)
 class Encoder:
     """A module and where its weights come from, both made from one config.json.
 
     Attributes:
-        module: takes `Tokens` or pixels [batch height width channel] and returns depth + 1 hidden states
+        module: takes `Tokens`, pixels [batch height width channel] or `Sound` and returns depth + 1 hidden states
             [batch token width], equal to transformers' `hidden_states`. Its `final_norm` method turns the last of
             them into transformers' last_hidden_state. It keeps the core's sizes in a field `config`, through which
-            `load` sets dtype and rematerialisation.
+            `load` sets dtype and rematerialisation. For audio, its `token_mask` method tells which tokens are not
+            padding.
         transformer: the sizes of its core.
         weight_map: where each of its parameters comes from.
         example: the smallest input, from which the parameters' shapes follow.
         vocabulary: for text, how many token ids it knows.
         max_tokens: for text, how many positions it has.
+        class_tokens: how many of the first tokens stand for the whole; "cls" pooling is their mean, and there is
+            none where this is 0.
     """
 
     module: nn.Module
     transformer: TransformerConfig
     weight_map: WeightMap
-    example: Tokens | Array
+    example: Tokens | Array | Sound
     vocabulary: int = 0
     max_tokens: int = 0
+    class_tokens: int = 1
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,7 @@ class Family:
 
     Attributes:
         model_type: the name in config.json.
-        kind: what it encodes: "text" or "image". A model with towers of several kinds (CLIP) is one family a kind.
+        kind: what it encodes: "text", "image" or "audio". A model with towers of several kinds (CLIP) is one family a kind.
         build: makes the encoder from config.json; the method, if any, is applied at the blocks' places.
         presets: the published sizes: a checkpoint's name -> what its config.json says.
     """
