@@ -30,7 +30,7 @@ def write_backbone(folder: Path, name: str = "bert", weights: dict[str, np.ndarr
     config = {**json.loads(metadata["config"]), **changes}
     (folder / "config.json").write_text(json.dumps(config))
     save_file(golden_weights(tensors) if weights is None else weights, folder / "model.safetensors")
-    if name.startswith("bert"):
+    if "0/inputs/ids" in tensors:
         write_tokenizer(folder / "tokenizer.json")
     else:
         processor = {

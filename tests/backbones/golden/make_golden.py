@@ -29,6 +29,7 @@ BERT = {
     "max_position_embeddings": 24,
     "initializer_range": 0.3,
 }
+TEXT = {key: value for key, value in BERT.items() if key != "max_position_embeddings"} | {"pad_token_id": 1}
 IMAGE = {
     "hidden_size": 24,
     "num_hidden_layers": 2,
@@ -43,6 +44,40 @@ CASES = {
         transformers.BertConfig(**BERT, hidden_act="gelu_new", layer_norm_eps=1e-5),
         transformers.BertForMaskedLM,
     ),
+    "roberta": (
+        transformers.RobertaConfig(**TEXT, max_position_embeddings=26, type_vocab_size=1),
+        transformers.RobertaForMaskedLM,
+    ),
+    "distilbert": (
+        transformers.DistilBertConfig(
+            vocab_size=60,
+            dim=24,
+            n_layers=2,
+            n_heads=4,
+            hidden_dim=40,
+            max_position_embeddings=24,
+            initializer_range=0.3,
+        ),
+        transformers.DistilBertForMaskedLM,
+    ),
+    "clip_text": (transformers.CLIPTextConfig(**TEXT, max_position_embeddings=24), transformers.CLIPTextModel),
+    "llama": (
+        transformers.LlamaConfig(
+            **TEXT,
+            num_key_value_heads=2,
+            head_dim=10,
+            rope_parameters={
+                "rope_type": "llama3",
+                "rope_theta": 50.0,
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+        ),
+        transformers.LlamaForCausalLM,
+    ),
+    "qwen2": (transformers.Qwen2Config(**TEXT, num_key_value_heads=1), transformers.Qwen2ForCausalLM),
     "vit": (transformers.ViTConfig(**IMAGE, intermediate_size=36, qkv_bias=False), transformers.ViTModel),
     "dinov2": (transformers.Dinov2Config(**IMAGE, mlp_ratio=2), transformers.Dinov2Model),
     "dinov2_swiglu": (transformers.Dinov2Config(**IMAGE, use_swiglu_ffn=True), transformers.Dinov2Model),
@@ -58,12 +93,13 @@ def randomise(model: torch.nn.Module, generator: torch.Generator) -> None:
             parameter.data = 0.5 * noise if name.endswith("bias") else 1 + 0.3 * noise
 
 
-def text_inputs(vocabulary: int, rows: int, length: int) -> dict[str, np.ndarray]:
-    """Token ids of different lengths, padded on the right with 0."""
+def text_inputs(vocabulary: int, rows: int, length: int, padding: int) -> dict[str, np.ndarray]:
+    """Token ids of different lengths, padded on the right."""
     rng = np.random.default_rng(0)
     lengths = np.linspace(length, 2, rows).astype(int)
     mask = np.arange(length) < lengths[:, None]
-    return {"ids": np.where(mask, rng.integers(1, vocabulary, (rows, length)), 0).astype(np.int32), "mask": mask}
+    ids = np.where(mask, rng.integers(padding + 1, vocabulary, (rows, length)), padding)
+    return {"ids": ids.astype(np.int32), "mask": mask}
 
 
 def states_of(model: torch.nn.Module, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -98,8 +134,8 @@ def tiny(name: str) -> None:
         saved = json.loads((Path(folder) / "config.json").read_text())
     model = whole.base_model
     tensors = {f"weights/{key}": value for key, value in weights.items()}
-    if config.model_type == "bert":
-        cases = [text_inputs(config.vocab_size, rows=4, length=11)]
+    if whole.main_input_name == "input_ids":
+        cases = [text_inputs(config.vocab_size, rows=4, length=11, padding=config.pad_token_id)]
     else:
         rng = np.random.default_rng(0)
         cases = [{"pixels": rng.normal(size=(2, *size, 3)).astype(np.float32)} for size in SIZES]
