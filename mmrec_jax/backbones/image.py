@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mmrec_jax.backbones.medium import MediaError, Medium, open_medium
 from mmrec_jax.errors import BackboneError
 
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -36,10 +37,6 @@ PROCESSORS = {
     },
 }
 OLD_NAMES = {"ViTFeatureExtractor": "ViTImageProcessor"}
-
-
-class MediaError(Exception):
-    """A medium of one item that is missing or broken; extraction goes on without it."""
 
 
 @contextmanager
@@ -67,19 +64,15 @@ def _image_errors() -> Iterator[None]:
         raise MediaError(f"broken image: {str(error) or type(error).__name__}") from error
 
 
-def read_image(path: Path, max_pixels: int) -> Image.Image:
+def read_image(medium: Medium, max_pixels: int) -> Image.Image:
     """An RGB image, upright by its EXIF orientation; the first frame of an animation.
 
     Transparent pixels are laid over white; CMYK, palette, grey and 16-bit images become RGB.
 
     Raises:
-        MediaError: the file is absent, empty, truncated, no image, or has more than `max_pixels` pixels.
+        MediaError: the medium is absent, empty, truncated, no image, or has more than `max_pixels` pixels.
     """
-    if not path.is_file():
-        raise MediaError("file not found")
-    if path.stat().st_size == 0:
-        raise MediaError("empty file (zero bytes)")
-    with _image_errors(), Image.open(path) as opened:
+    with open_medium(medium) as file, _image_errors(), Image.open(file) as opened:
         # Checked before decoding: the header's size decides how much memory the pixels take.
         if opened.width * opened.height > max_pixels:
             raise MediaError(f"too large: {opened.width} x {opened.height} pixels, at most {max_pixels} are allowed")
