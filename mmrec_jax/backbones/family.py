@@ -67,7 +67,8 @@ class Family:
 
     Attributes:
         model_type: the name in config.json.
-        kind: what it encodes: "text", "image" or "audio". A model with towers of several kinds (CLIP) is one family a kind.
+        kind: what it encodes: "text", "image" or "audio". A model with towers of several kinds (CLIP) is one family
+            a kind.
         build: makes the encoder from config.json; the method, if any, is applied at the blocks' places.
         presets: the published sizes: a checkpoint's name -> what its config.json says.
     """
@@ -178,7 +179,9 @@ def check_heads(config: TransformerConfig) -> TransformerConfig:
     return config
 
 
-def block_weights(config: TransformerConfig, source: str, names: dict[str, str]) -> list[Weight]:
+def block_weights(
+    config: TransformerConfig, source: str, names: dict[str, str], target: str = "transformer/block_{layer}"
+) -> list[Weight]:
     """The weights of all blocks.
 
     Args:
@@ -188,16 +191,17 @@ def block_weights(config: TransformerConfig, source: str, names: dict[str, str])
             family's own affair), "attention_norm", "feed_forward_norm"; with a layer scale "attention_scale",
             "feed_forward_scale"; with sub-normalisation "attention_sub_norm", "feed_forward_sub_norm". A bias that
             is not beside its weight is named too: "query_bias" and so on.
+        target: our block's path.
     """
     made: list[Weight] = []
     for layer in range(config.depth):
         theirs = {place: source.format(layer=layer) + name for place, name in names.items()}
-        ours = f"transformer/block_{layer}"
+        ours = target.format(layer=layer)
         for place in sorted(PROJECTIONS & theirs.keys()):
-            target = f"{ours}/{'feed_forward' if place in ('up', 'gate', 'down') else 'attention'}/{place}/dense"
-            made += dense(target, theirs[place], bias=False)
+            path = f"{ours}/{'feed_forward' if place in ('up', 'gate', 'down') else 'attention'}/{place}/dense"
+            made += dense(path, theirs[place], bias=False)
             if place in config.biased:
-                made.append(Weight(f"{target}/bias", theirs.get(f"{place}_bias", f"{theirs[place]}.bias")))
+                made.append(Weight(f"{path}/bias", theirs.get(f"{place}_bias", f"{theirs[place]}.bias")))
         for part in ("attention", "feed_forward"):
             made += norm_weights(config, f"{ours}/{part}_norm", theirs[f"{part}_norm"])
             if config.sub_norm:
