@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from mmrec_jax.errors import ConfigError
 
-KINDS = ("text", "image")
-POOLINGS = ("mean", "cls")
+KINDS = ("text", "image", "video", "audio")
+POOLINGS = ("mean", "cls", "last")
 DTYPES = ("float32", "bfloat16", "int8")
 
 
@@ -17,14 +17,16 @@ class ModalityConfig:
     """One modality of the items: where its raw media are, and which frozen encoder reads them.
 
     Attributes:
-        kind: "text" or "image".
+        kind: "text", "image", "video" or "audio".
         backbone: a local directory, a hub id such as "facebook/dinov2-small", or "package:NAME" for an
             installed Python package that carries a model folder.
         template: for text, the text of an item with catalogue columns in braces: "{title}. {overview}".
-        column: for images, the catalogue column that holds the path relative to the media root.
-        path_template: for images, the path built from catalogue columns instead: "posters/{item}.jpg".
+        column: for the other kinds, the catalogue column that holds the path relative to the media root, or the
+            medium itself as bytes (a Parquet column of binary type, or a struct with a field `bytes`).
+        path_template: for the other kinds, the path built from catalogue columns instead: "posters/{item}.jpg".
         layers: indices into the hidden states, 0 being the embedding output; () means 0, 2, 4, ...
-        pooling: "cls" takes the first token, "mean" averages the tokens that are not padding.
+        pooling: "cls" takes the first token, "last" the last one of a text (for decoders and CLIP), "mean" averages
+            the tokens that are not padding.
         max_tokens: texts are cut after this many tokens, the special ones included.
         revision: branch, tag or commit of a hub id; "" is its default branch.
     """
@@ -45,16 +47,20 @@ class ModalityConfig:
             raise ConfigError(f"modality kind {self.kind!r} is unknown: use one of {', '.join(KINDS)}")
         if self.pooling not in POOLINGS:
             raise ConfigError(f"pooling {self.pooling!r} is unknown: use one of {', '.join(POOLINGS)}")
+        if self.pooling == "last" and self.kind != "text":
+            raise ConfigError(f"pooling 'last' is for text; a modality of kind {self.kind!r} has 'mean' and 'cls'")
         if not self.backbone:
             raise ConfigError("a modality needs a backbone: a local directory, a hub id or package:NAME")
         if self.kind == "text" and not self.template:
             raise ConfigError("a text modality needs `template`, for example '{title}'")
         if self.kind == "text" and (self.column or self.path_template):
-            raise ConfigError("a text modality is made from `template`; `column` and `path_template` are for images")
-        if self.kind == "image" and bool(self.column) == bool(self.path_template):
-            raise ConfigError("an image modality needs exactly one of `column` and `path_template`")
-        if self.kind == "image" and self.template:
-            raise ConfigError("`template` is for text; an image modality has `column` or `path_template`")
+            raise ConfigError("a text modality is made from `template`; `column` and `path_template` are for files")
+        if self.kind != "text" and bool(self.column) == bool(self.path_template):
+            raise ConfigError(f"a modality of kind {self.kind!r} needs exactly one of `column` and `path_template`")
+        if self.kind != "text" and self.template:
+            raise ConfigError(
+                f"`template` is for text; a modality of kind {self.kind!r} has `column` or `path_template`"
+            )
         if self.max_tokens < 3:
             raise ConfigError(f"max_tokens is {self.max_tokens}: at least 3 (one token between two special ones)")
         if any(layer < 0 for layer in self.layers) or list(self.layers) != sorted(set(self.layers)):
@@ -73,30 +79,47 @@ class ExtractionConfig:
 
     Attributes:
         dtype: "float32", "bfloat16", or "int8" with one float32 scale a vector.
-        text_batch: texts in one call of the encoder.
-        image_batch: images in one call of the encoder.
+        text_batch, image_batch, video_batch, audio_batch: items in one call of the encoder, by kind.
         commit_batches: finished work is written after this many batches; a killed run repeats no more.
-        decode_threads: threads that read and decode images ahead of the encoder.
-        max_pixels: images with more pixels than this are skipped as too large (a bound on memory).
+        decode_threads: threads that read and decode media ahead of the encoder, in each process that decodes.
+        decode_processes: processes that decode; 0 decodes in this one, which is faster unless decoding takes more
+            than the cores that the encoder leaves.
+        max_pixels: images, and frames of videos, with more pixels than this are skipped as too large (a bound on
+            memory).
+        max_seconds: videos longer than this are skipped as too long.
         max_failure_share: more broken or missing media than this share of a modality's items is an error.
+        process_timeout: where several processes share a catalogue, seconds that one waits for the others while
+            nothing goes on.
         progress: whether to show a progress bar.
     """
 
     dtype: str = "float32"
     text_batch: int = 32
     image_batch: int = 16
+    video_batch: int = 4
+    audio_batch: int = 8
     commit_batches: int = 8
     decode_threads: int = 2
+    decode_processes: int = 0
     max_pixels: int = 100_000_000
+    max_seconds: float = 3600.0
     max_failure_share: float = 0.05
+    process_timeout: int = 600
     progress: bool = True
+
+    def batch(self, kind: str) -> int:
+        """Items in one call of the encoder."""
+        return getattr(self, f"{kind}_batch")
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ConfigError(f"store dtype {self.dtype!r} is unknown: use one of {', '.join(DTYPES)}")
-        for name in ("text_batch", "image_batch", "commit_batches", "decode_threads", "max_pixels"):
+        batches = [f"{kind}_batch" for kind in KINDS]
+        for name in (*batches, "commit_batches", "decode_threads", "max_pixels", "max_seconds", "process_timeout"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.decode_processes < 0:
+            raise ConfigError(f"decode_processes is {self.decode_processes}: it must be 0 (none) or more")
         if not 0 <= self.max_failure_share <= 1:
             raise ConfigError(f"max_failure_share is {self.max_failure_share}: it is a share between 0 and 1")
 
