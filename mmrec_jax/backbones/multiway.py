@@ -30,7 +30,7 @@ def branch_method(method: BlockMethod | None, branch: str) -> BlockMethod | None
     if method is None:
         return None
 
-    def of_branch(place: str, layer: int, name: str) -> nn.Module | None:
+    def of_branch(place: str, layer: int, name: str, *, branch: str = branch) -> nn.Module | None:
         return None if place == "block" else method(place, layer, name, branch=branch)
 
     return of_branch

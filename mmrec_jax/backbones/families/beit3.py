@@ -45,6 +45,7 @@ from mmrec_jax.types import Params
 if TYPE_CHECKING:
     from mmrec_jax.backbones.backbone import Backbone
 
+PREFIX = "beit3."  # of the encoder's names in a checkpoint; the heads have none
 LETTERS = {"vision": "A", "language": "B"}  # branch -> what the checkpoints call it
 BLOCK = {
     "query": "self_attn.q_proj.{}",
@@ -58,7 +59,7 @@ BLOCK = {
     "feed_forward_sub_norm": "ffn.{}.ffn_layernorm",
     "feed_forward_norm": "final_layer_norm.{}",
 }
-HEADS = {
+UNUSED = {
     r"m[il]m_head\..*": "heads of masked image and language modelling",
     r"vision_embed\.mask_token": "stands for masked patches in pre-training only",
 }
@@ -178,19 +179,24 @@ def joined(image: Backbone, text: Backbone) -> tuple[Beit3, Params]:
     It takes images, texts and `ImageText`; the parameters are the same arrays, not copies.
 
     Raises:
-        BackboneError: the two are not the vision and the language branch of the same weights.
+        BackboneError: the two are not the vision and the language branch of the same weights, or not loaded alike.
     """
-    models = (image.model, text.model)
-    kinds = tuple(model.branches if isinstance(model, Beit3) else () for model in models)
-    if kinds != (("vision",), ("language",)) or image.weights_sha256 != text.weights_sha256:
+    vision, language = image.model, text.model
+    if (
+        not isinstance(vision, Beit3)
+        or not isinstance(language, Beit3)
+        or language.clone(branches=vision.branches) != vision
+        or (vision.branches, language.branches) != (("vision",), ("language",))
+        or image.weights_sha256 != text.weights_sha256
+    ):
         raise BackboneError(
             f"{image.spec} ({image.family.kind}) and {text.spec} ({text.family.kind}) are not the image and the text "
-            "backbone of one BEiT-3 folder"
+            "backbone of one BEiT-3 folder, loaded with the same method, dtype and rematerialisation"
         )
     blocks = {
         name: {**block, **text.params["transformer"][name]} for name, block in image.params["transformer"].items()
     }
-    return image.model.clone(branches=tuple(LETTERS)), {**text.params, **image.params, "transformer": blocks}
+    return vision.clone(branches=tuple(LETTERS)), {**text.params, **image.params, "transformer": blocks}
 
 
 def positions_of(letter: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -245,9 +251,7 @@ def build(config: dict, method: BlockMethod | None, branch: str) -> Encoder:
         retrieval=retrieval,
         method=method,
     )
-    weights = WeightMap(
-        tuple(branch_weights(sizes, branch, retrieval)), {**HEADS, **OTHER_BRANCH[branch]}, prefix="beit3."
-    )
+    weights = WeightMap(tuple(branch_weights(sizes, branch, retrieval)), {**UNUSED, **OTHER_BRANCH[branch]}, PREFIX)
     if branch == "vision":
         example = jnp.zeros((1, *patch, integer(config, "num_channels", 3)), jnp.float32)
         return Encoder(module, sizes, weights, example)
