@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from mmrec_jax.backbones.containers import open_container
+from mmrec_jax.backbones.containers import open_container, pyav
 from mmrec_jax.backbones.medium import MediaError, Medium
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LOUDEST = 1e6  # full scale is 1; samples beyond this are garbage, and would overflow in float32
 
 
-def read_audio(medium: Medium, rate: int, max_seconds: float) -> Float[np.ndarray, "sample"]:
+def read_audio(medium: Medium, rate: int, max_seconds: float) -> Float[np.ndarray, " sample"]:
     """The first audio track of an audio or video file, as the mean of its channels.
 
     No more is decoded than is asked for, so that long files take neither time nor memory. Packets that cannot
@@ -43,6 +43,8 @@ def read_audio(medium: Medium, rate: int, max_seconds: float) -> Float[np.ndarra
         if not container.streams.audio:
             raise MediaError("no audio track")
         stream = container.streams.audio[0]
+        if stream.codec_context is None:
+            raise MediaError("no decoder for its codec")
         missing = wanted
         for part in _mono(_frames(container, stream), rate):
             parts.append(part[:missing])
@@ -59,7 +61,7 @@ def read_audio(medium: Medium, rate: int, max_seconds: float) -> Float[np.ndarra
 
 def _frames(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
     """Decoded frames up to the end or to where the file can be read no further."""
-    import av
+    av = pyav()
 
     try:
         for packet in container.demux(stream):
@@ -73,7 +75,7 @@ def _frames(container: InputContainer, stream: AudioStream) -> Iterator[AudioFra
 
 def _mono(frames: Iterator[AudioFrame], rate: int) -> Iterator[np.ndarray]:
     """Frames resampled to `rate`; a stream that changes its own rate or channels gets another resampler."""
-    import av
+    av = pyav()
 
     resampler, form = None, None
     for frame in frames:
@@ -89,6 +91,6 @@ def _mono(frames: Iterator[AudioFrame], rate: int) -> Iterator[np.ndarray]:
         yield from map(_mean, resampler.resample(None))
 
 
-def _mean(frame: AudioFrame) -> Float[np.ndarray, "sample"]:
+def _mean(frame: AudioFrame) -> Float[np.ndarray, " sample"]:
     """Channels [channel sample] to one."""
     return frame.to_ndarray().mean(axis=0, dtype=np.float32)

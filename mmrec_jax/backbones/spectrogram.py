@@ -20,7 +20,7 @@ WHISPER_RANGE = 8.0  # decades of power below the loudest
 
 
 def whisper_log_mel(
-    samples: Float[np.ndarray, "sample"], rate: int, bins: int, window: int, hop: int, length: int
+    samples: Float[np.ndarray, " sample"], rate: int, bins: int, window: int, hop: int, length: int
 ) -> Float[np.ndarray, "frame bin"]:
     """Whisper's log-mel of a recording that silence is thought to follow up to `length` samples.
 
@@ -54,7 +54,7 @@ def whisper_floor(log_mel: Float[np.ndarray, "frame bin"]) -> float:
     return max((WHISPER_SILENCE + 4) / 4, float(log_mel.max()) - WHISPER_RANGE / 4)
 
 
-def kaldi_log_mel(samples: Float[np.ndarray, "sample"], bins: int) -> Float[np.ndarray, "frame bin"]:
+def kaldi_log_mel(samples: Float[np.ndarray, " sample"], bins: int) -> Float[np.ndarray, "frame bin"]:
     """Kaldi's log filter bank energies at 16 kHz: every whole frame of 25 ms, one each 10 ms."""
     frames = frame(samples.astype(np.float64), KALDI_WINDOW, KALDI_HOP)
     frames = frames - frames.mean(axis=1, keepdims=True)
@@ -65,7 +65,7 @@ def kaldi_log_mel(samples: Float[np.ndarray, "sample"], bins: int) -> Float[np.n
     return np.log(np.maximum(mel, np.finfo(np.float32).eps)).astype(np.float32)
 
 
-def frame(samples: Float[np.ndarray, "sample"], window: int, hop: int) -> Float[np.ndarray, "frame window"]:
+def frame(samples: Float[np.ndarray, " sample"], window: int, hop: int) -> Float[np.ndarray, "frame window"]:
     """A view of every whole window, one each `hop` samples."""
     if len(samples) < window:
         return np.zeros((0, window), samples.dtype)
@@ -94,7 +94,7 @@ def kaldi_filters(frequencies: int, bins: int) -> Float[np.ndarray, "frequency b
 
 
 def triangles(
-    points: Float[np.ndarray, "frequency"], edges: Float[np.ndarray, "edge"]
+    points: Float[np.ndarray, " frequency"], edges: Float[np.ndarray, " edge"]
 ) -> Float[np.ndarray, "frequency bin"]:
     """Filter b rises from 0 at edge b to 1 at edge b + 1 and falls to 0 at edge b + 2."""
     rising = (points[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
@@ -112,6 +112,6 @@ def slaney_mel(hertz: float) -> float:
     return 15 * hertz / 1000 if hertz < 1000 else 15 + 27 * np.log(hertz / 1000) / np.log(6.4)
 
 
-def slaney_hertz(mels: Float[np.ndarray, "edge"]) -> Float[np.ndarray, "edge"]:
+def slaney_hertz(mels: Float[np.ndarray, " edge"]) -> Float[np.ndarray, " edge"]:
     """The inverse of `slaney_mel`."""
     return np.where(mels < 15, mels * (1000 / 15), 1000 * 6.4 ** ((mels - 15) / 27))
