@@ -8,13 +8,15 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
+from flax import traverse_util
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from mmrec_jax.backbones.family import Encoder, Family, Tokens, computed_as
 from mmrec_jax.backbones.image import ImagePreprocessor, read_image_preprocessor
 from mmrec_jax.backbones.registry import find_family
+from mmrec_jax.backbones.sharding import parameter_shardings
 from mmrec_jax.backbones.source import locate
 from mmrec_jax.backbones.text import TextPreprocessor, read_text_preprocessor
 from mmrec_jax.backbones.transformer import BlockMethod, TransformerConfig
@@ -67,6 +69,7 @@ def load(
     method: BlockMethod | None = None,
     dtype: str = "float32",
     remat: bool = False,
+    mesh: Mesh | None = None,
 ) -> Backbone:
     """Loads a backbone.
 
@@ -78,6 +81,8 @@ def load(
         method: applied at the named places of each block; the parameters it makes are not part of `params`.
         dtype: "float32" or "bfloat16" of the parameters, hidden states and matrix products.
         remat: whether a backward pass computes each block again, which saves memory and costs a third more time.
+        mesh: with an axis "model", over which the parameters are split (`backbones/sharding.py`); they are read one
+            after another, so that no host or device holds all of them at once.
 
     Raises:
         BackboneError: the files are missing, of an unknown kind, or do not fit together.
@@ -89,12 +94,14 @@ def load(
     encoder = computed_as(family.build(config, None), dtype, remat)
     expected = jax.eval_shape(encoder.module.init, jax.random.key(0), encoder.example)["params"]
     files = weight_files(directory)
+    shardings = parameter_shardings(expected, encoder.transformer, mesh) if mesh else {}
+    places = traverse_util.flatten_dict(shardings, sep="/")
     params = map_weights(
         Tensors(files),
         encoder.weight_map,
         expected,
         str(files[0] if len(files) == 1 else directory),
-        lambda path, made: jnp.asarray(made, dtype),
+        lambda path, made: jax.device_put(made.astype(dtype, copy=False), places.get(path)),
     )
     preprocess = (
         _text(directory, encoder, max_tokens or encoder.max_tokens)

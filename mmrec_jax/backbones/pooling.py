@@ -9,16 +9,22 @@ from jaxtyping import Array, Bool, Float
 def pool(
     state: Float[Array, "batch token width"], mask: Bool[Array, "batch token"] | None, pooling: str
 ) -> Float[Array, "batch width"]:
-    """Pools one hidden state.
+    """Pools one hidden state, in float32.
 
     Args:
         state: tokens of one layer.
         mask: True where a token is not padding; None when none is padding (images).
-        pooling: "cls" takes the first token; "mean" averages all tokens that are not padding, special tokens
+        pooling: "cls" takes the first token; "last" takes the last one before the padding (a decoder's, or CLIP's
+            end of text, has seen the whole text); "mean" averages all tokens that are not padding, special tokens
             and an image's class token included.
     """
+    state = state.astype(jnp.float32)
     if pooling == "cls":
         return state[:, 0]
+    if pooling == "last":
+        # A row without tokens only fills a batch: it has no last token, and its first one stands for it.
+        last = state.shape[1] if mask is None else jnp.maximum(mask.sum(axis=1), 1)
+        return jnp.take_along_axis(state, jnp.broadcast_to(last - 1, state.shape[:1])[:, None, None], axis=1)[:, 0]
     if mask is None:
         return state.mean(axis=1)
     weights = mask.astype(state.dtype)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -96,7 +97,7 @@ class Tensors(Mapping[str, np.ndarray]):
         Raises:
             BackboneError: a file is not a sound safetensors file, or two of them have a tensor of the same name.
         """
-        self._files = {}
+        self._files: dict[str, Any] = {}  # safetensors has no type for an open file
         for path in files:
             try:
                 opened = safe_open(path, framework="numpy")

@@ -146,7 +146,7 @@ def build(config: dict, method: BlockMethod | None) -> Encoder:
 
 
 def _size(width: int, depth: int, heads: int, hidden: int, scaling: float = 0, **more: int) -> dict:
-    made = {
+    made: dict = {
         "model_type": "llama",
         "hidden_size": width,
         "num_hidden_layers": depth,

@@ -1,0 +1,45 @@
+"""The published sizes, against the parameter counts that their authors or hubs give."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from mmrec_jax.backbones.registry import find_family, known_families, preset
+from mmrec_jax.errors import BackboneError
+
+# Published counts, less what hidden states do not need: poolers (width^2 + width) and heads of language modelling.
+COUNTS = {
+    "bert-base-uncased": 109_482_240 - (768 * 768 + 768),
+    "all-MiniLM-L6-v2": 22_713_216 - (384 * 384 + 384),
+    "roberta-base": 124_645_632 - (768 * 768 + 768),
+    "xlm-roberta-base": 278_043_648 - (768 * 768 + 768),
+    "distilbert-base-uncased": 66_362_880,
+    "clip-vit-base-patch32-text": 63_165_952,
+    "llama-3-8b": 8_030_261_248 - 128_256 * 4096,
+    "llama-3.2-1b": 1_235_814_400,
+    "qwen2-0.5b": 494_032_768,
+    "qwen2-7b": 7_615_616_512 - 152_064 * 3584,
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_preset_has_as_many_parameters_as_published(name: str) -> None:
+    config = preset(name)
+    encoder = find_family(config["model_type"], name).build(config, None)
+    shapes = jax.eval_shape(encoder.module.init, jax.random.key(0), encoder.example)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == COUNTS[name]
+
+
+def test_every_preset_can_be_built_and_has_a_name_of_its_own() -> None:
+    seen: dict[str, str] = {}
+    for (model_type, kind), family in known_families().items():
+        for name, config in family.presets.items():
+            assert seen.setdefault(name, kind) == kind, name
+            assert config["model_type"] == model_type, name
+            assert family.build(preset(name), None).transformer.depth > 1
+
+
+def test_an_unknown_preset_lists_the_known_ones() -> None:
+    with pytest.raises(BackboneError, match=r"no preset is named 'bert'; known are .*bert-base-uncased"):
+        preset("bert")
