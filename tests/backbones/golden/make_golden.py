@@ -38,6 +38,7 @@ IMAGE = {
     "patch_size": 7,
     "initializer_range": 0.3,
 }
+VIDEO = IMAGE | {"intermediate_size": 36, "num_frames": 4, "tubelet_size": 2}
 CASES = {
     "bert": (transformers.BertConfig(**BERT), transformers.BertModel),
     "bert_masked_lm": (
@@ -81,14 +82,32 @@ CASES = {
     "vit": (transformers.ViTConfig(**IMAGE, intermediate_size=36, qkv_bias=False), transformers.ViTModel),
     "dinov2": (transformers.Dinov2Config(**IMAGE, mlp_ratio=2), transformers.Dinov2Model),
     "dinov2_swiglu": (transformers.Dinov2Config(**IMAGE, use_swiglu_ffn=True), transformers.Dinov2Model),
+    "dinov2_registers": (
+        transformers.Dinov2WithRegistersConfig(**IMAGE, mlp_ratio=2, num_register_tokens=3),
+        transformers.Dinov2WithRegistersModel,
+    ),
+    "deit": (transformers.DeiTConfig(**IMAGE, intermediate_size=36), transformers.DeiTModel),
+    "clip_vision": (
+        transformers.CLIPVisionConfig(**IMAGE, intermediate_size=36, projection_dim=8),
+        transformers.CLIPVisionModelWithProjection,
+    ),
+    "siglip_vision": (
+        transformers.SiglipVisionConfig(
+            **{key: value for key, value in IMAGE.items() if key != "initializer_range"}, intermediate_size=36
+        ),
+        transformers.SiglipVisionModel,
+    ),
+    "videomae": (transformers.VideoMAEConfig(**VIDEO), transformers.VideoMAEModel),
+    "videomae_norm": (transformers.VideoMAEConfig(**VIDEO, use_mean_pooling=False), transformers.VideoMAEModel),
 }
+INTERPOLATING = {"vit", "deit", "clip_vision_model", "siglip_vision_model"}  # only when they are asked to
 SIZES = ((28, 28), (38, 44))  # the size of the config, and one that is no multiple of a patch
 
 
 def randomise(model: torch.nn.Module, generator: torch.Generator) -> None:
-    """Gives norms, biases and layer scales values that a wrong mapping would show."""
+    """Gives norms, biases, layer scales and what starts at zero values that a wrong mapping would show."""
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 1 or "lambda" in name:
+        if parameter.ndim == 1 or "lambda" in name or not parameter.any():
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.data = 0.5 * noise if name.endswith("bias") else 1 + 0.3 * noise
 
@@ -107,8 +126,8 @@ def states_of(model: torch.nn.Module, inputs: dict[str, np.ndarray]) -> dict[str
     if "ids" in inputs:
         named = {"input_ids": torch.tensor(inputs["ids"]).long(), "attention_mask": torch.tensor(inputs["mask"]).long()}
     else:
-        named = {"pixel_values": torch.tensor(inputs["pixels"].transpose(0, 3, 1, 2))}
-        if model.config.model_type == "vit":
+        named = {"pixel_values": torch.tensor(np.moveaxis(inputs["pixels"], -1, -3))}
+        if model.config.model_type in INTERPOLATING:
             named["interpolate_pos_encoding"] = True
     with torch.no_grad():
         output = model(**named, output_hidden_states=True)
@@ -138,7 +157,8 @@ def tiny(name: str) -> None:
         cases = [text_inputs(config.vocab_size, rows=4, length=11, padding=config.pad_token_id)]
     else:
         rng = np.random.default_rng(0)
-        cases = [{"pixels": rng.normal(size=(2, *size, 3)).astype(np.float32)} for size in SIZES]
+        shapes = [(4, *SIZES[0])] if config.model_type == "videomae" else SIZES
+        cases = [{"pixels": rng.normal(size=(2, *shape, 3)).astype(np.float32)} for shape in shapes]
     for number, inputs in enumerate(cases):
         made = {f"inputs/{key}": value for key, value in inputs.items()} | states_of(model, inputs)
         tensors |= {f"{number}/{key}": value for key, value in made.items()}
