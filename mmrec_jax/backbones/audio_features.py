@@ -6,13 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from mmrec_jax.backbones.audio import read_audio
-from mmrec_jax.backbones.family import Sound
 from mmrec_jax.backbones.lengths import padded_length
 from mmrec_jax.backbones.medium import MediaError, Medium
 from mmrec_jax.backbones.spectrogram import (
@@ -24,6 +23,9 @@ from mmrec_jax.backbones.spectrogram import (
     whisper_log_mel,
 )
 from mmrec_jax.errors import BackboneError
+
+if TYPE_CHECKING:
+    from mmrec_jax.backbones.family import Sound
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,11 @@ class AudioPreprocessor:
 
     def batch(self, recordings: Sequence[Float[np.ndarray, " time *bin"]], rows: int) -> Sound:
         """Recordings padded at their ends to one length, and to `rows` rows with recordings of length 0."""
+        # Recordings are read in processes that need no JAX, and batches made where it is.
+        import jax.numpy as jnp
+
+        from mmrec_jax.backbones.family import Sound
+
         longest = max(len(recording) for recording in recordings)
         time = self.shape[0] if self.shape else min(padded_length(longest, self.rate // 4), self.longest)
         values = np.zeros((rows, time, *recordings[0].shape[1:]), np.float32)

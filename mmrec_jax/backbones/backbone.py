@@ -13,7 +13,8 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from mmrec_jax.backbones.family import Encoder, Family, Tokens, computed_as
+from mmrec_jax.backbones.audio_features import AudioPreprocessor, read_audio_preprocessor
+from mmrec_jax.backbones.family import Encoder, Family, Sound, Tokens, computed_as
 from mmrec_jax.backbones.image import ImagePreprocessor, read_image_preprocessor
 from mmrec_jax.backbones.registry import find_family
 from mmrec_jax.backbones.sharding import parameter_shardings
@@ -24,6 +25,8 @@ from mmrec_jax.backbones.weights import Tensors, map_weights, sha256_of, weight_
 from mmrec_jax.errors import BackboneError, ConfigError
 from mmrec_jax.types import Params
 
+MAX_SECONDS = 30.0  # of a recording, where nothing else is said
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -33,11 +36,12 @@ class Backbone:
         spec: how it was named: directory, hub id or package:NAME.
         family: its family, with `model_type` and `kind`.
         model: `model.apply({"params": params}, inputs)` gives depth + 1 hidden states [batch token width];
-            inputs are `Tokens` for text and float pixels [batch height width channel] for images.
+            inputs are `Tokens` for text, float pixels [batch height width channel] for images and `Sound` for audio.
         params: arrays of the dtype asked for, float32 by default.
         sizes: width, depth and the rest of the transformer core.
-        preprocess: texts -> token ids, or image -> pixels.
+        preprocess: texts -> token ids, image -> pixels, or samples -> samples or spectrogram.
         weights_sha256: of the weights files.
+        class_tokens: how many of the first tokens "cls" pooling averages; 0 where it has none to take.
     """
 
     spec: str
@@ -45,16 +49,17 @@ class Backbone:
     model: nn.Module
     params: Params
     sizes: TransformerConfig
-    preprocess: TextPreprocessor | ImagePreprocessor
+    preprocess: TextPreprocessor | ImagePreprocessor | AudioPreprocessor
     weights_sha256: str
+    class_tokens: int = 1
 
-    def hidden_states(self, inputs: Tokens | Array) -> tuple[Array, ...]:
+    def hidden_states(self, inputs: Tokens | Array | Sound) -> tuple[Array, ...]:
         """Every layer's hidden states [batch token width], 0 being the embedding output."""
         return _apply(self.model, self.params, inputs)
 
 
 @partial(jax.jit, static_argnums=0)
-def _apply(model: nn.Module, params: Params, inputs: Tokens | Array) -> tuple[Array, ...]:
+def _apply(model: nn.Module, params: Params, inputs: Tokens | Array | Sound) -> tuple[Array, ...]:
     states = model.apply({"params": params}, inputs)
     assert isinstance(states, tuple)
     return states
@@ -66,6 +71,7 @@ def load(
     kind: str = "",
     revision: str = "",
     max_tokens: int = 0,
+    max_seconds: float = MAX_SECONDS,
     method: BlockMethod | None = None,
     dtype: str = "float32",
     remat: bool = False,
@@ -75,9 +81,10 @@ def load(
 
     Args:
         spec: a local directory, "package:NAME", or a hub id.
-        kind: "text" or "image"; needed where a model encodes several kinds (CLIP).
+        kind: "text", "image" or "audio"; needed where a model encodes several kinds (CLIP).
         revision: branch, tag or commit of a hub id.
         max_tokens: texts are cut to this many tokens; 0 is as many as the encoder has positions for.
+        max_seconds: recordings are cut after this, or after the encoder's window where that is shorter.
         method: applied at the named places of each block; the parameters it makes are not part of `params`.
         dtype: "float32" or "bfloat16" of the parameters, hidden states and matrix products.
         remat: whether a backward pass computes each block again, which saves memory and costs a third more time.
@@ -103,11 +110,13 @@ def load(
         str(files[0] if len(files) == 1 else directory),
         lambda path, made: jax.device_put(made.astype(dtype, copy=False), places.get(path)),
     )
-    preprocess = (
-        _text(directory, encoder, max_tokens or encoder.max_tokens)
-        if family.kind == "text"
-        else read_image_preprocessor(directory)
-    )
+    preprocess: TextPreprocessor | ImagePreprocessor | AudioPreprocessor
+    if family.kind == "text":
+        preprocess = _text(directory, encoder, max_tokens or encoder.max_tokens)
+    elif family.kind == "audio":
+        preprocess = _audio(directory, encoder, max_seconds)
+    else:
+        preprocess = read_image_preprocessor(directory)
     return Backbone(
         spec=spec,
         family=family,
@@ -116,6 +125,7 @@ def load(
         sizes=encoder.transformer,
         preprocess=preprocess,
         weights_sha256=sha256_of(files),
+        class_tokens=encoder.class_tokens,
     )
 
 
@@ -133,7 +143,25 @@ def _text(directory: Path, encoder: Encoder, max_tokens: int) -> TextPreprocesso
     return preprocess
 
 
-def identify(spec: str, kind: str, max_tokens: int, revision: str = "") -> dict:
+def _audio(directory: Path, encoder: Encoder, max_seconds: float) -> AudioPreprocessor:
+    """The feature extractor; its spectrograms have the size that the encoder takes."""
+    preprocess = read_audio_preprocessor(directory, max_seconds)
+    assert isinstance(encoder.example, Sound)
+    takes = encoder.example.values.shape[1:]
+    # Encoders of samples take any number of them.
+    if preprocess.shape != (takes if len(takes) > 1 else ()):
+        raise BackboneError(
+            f"{directory}: preprocessor_config.json makes {_size(preprocess.shape)}, but the encoder of config.json "
+            f"takes {_size(takes if len(takes) > 1 else ())}"
+        )
+    return preprocess
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"spectrograms of {shape[0]} frames with {shape[1]} bins" if shape else "samples"
+
+
+def identify(spec: str, kind: str, max_tokens: int, revision: str = "", max_seconds: float = MAX_SECONDS) -> dict:
     """What tells one backbone from another, without loading it or using the network.
 
     Returns:
@@ -143,8 +171,13 @@ def identify(spec: str, kind: str, max_tokens: int, revision: str = "") -> dict:
         BackboneError: the files are not on this machine.
     """
     directory = locate(spec, revision, local_only=True)
-    text = kind == "text"
-    preprocess = read_text_preprocessor(directory, max_tokens) if text else read_image_preprocessor(directory)
+    preprocess: TextPreprocessor | ImagePreprocessor | AudioPreprocessor
+    if kind == "text":
+        preprocess = read_text_preprocessor(directory, max_tokens)
+    elif kind == "audio":
+        preprocess = read_audio_preprocessor(directory, max_seconds)
+    else:
+        preprocess = read_image_preprocessor(directory)
     return {"weights_sha256": sha256_of(weight_files(directory)), "preprocessing": preprocess.fingerprint}
 
 

@@ -10,6 +10,7 @@ from mmrec_jax.errors import ConfigError
 KINDS = ("text", "image", "video", "audio")
 POOLINGS = ("mean", "cls", "last")
 DTYPES = ("float32", "bfloat16", "int8")
+MAX_SECONDS = 600.0  # of a recording: what attention over all of it takes grows with the square
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,10 @@ class ModalityConfig:
             medium itself as bytes (a Parquet column of binary type, or a struct with a field `bytes`).
         path_template: for the other kinds, the path built from catalogue columns instead: "posters/{item}.jpg".
         layers: indices into the hidden states, 0 being the embedding output; () means 0, 2, 4, ...
-        pooling: "cls" takes the first token, "last" the last one of a text (for decoders and CLIP), "mean" averages
-            the tokens that are not padding.
+        pooling: "cls" takes the class token (with AST the mean of both), "last" the last one of a text (for decoders
+            and CLIP), "mean" averages the tokens that are not padding.
         max_tokens: texts are cut after this many tokens, the special ones included.
+        max_seconds: recordings are cut after this, or after the encoder's own window where that is shorter.
         revision: branch, tag or commit of a hub id; "" is its default branch.
     """
 
@@ -39,6 +41,7 @@ class ModalityConfig:
     layers: tuple[int, ...] = ()
     pooling: str = "mean"
     max_tokens: int = 128
+    max_seconds: float = 30.0
     revision: str = ""
 
     def __post_init__(self) -> None:
@@ -63,6 +66,8 @@ class ModalityConfig:
             )
         if self.max_tokens < 3:
             raise ConfigError(f"max_tokens is {self.max_tokens}: at least 3 (one token between two special ones)")
+        if not 0 < self.max_seconds <= MAX_SECONDS:
+            raise ConfigError(f"max_seconds is {self.max_seconds}: it must be above 0 and at most {MAX_SECONDS:g}")
         if any(layer < 0 for layer in self.layers) or list(self.layers) != sorted(set(self.layers)):
             raise ConfigError(f"layers {self.layers} must be distinct, ascending and not negative")
         template_columns(self.source)

@@ -30,7 +30,7 @@ class Sound:
     """Recordings, padded at their ends: samples or spectrograms, and how many steps of time are not padding."""
 
     values: Float[Array, "batch time *bin"]
-    lengths: Int[Array, "batch"]
+    lengths: Int[Array, " batch"]
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,24 @@ from jaxtyping import Array, Bool, Float
 
 
 def pool(
-    state: Float[Array, "batch token width"], mask: Bool[Array, "batch token"] | None, pooling: str
+    state: Float[Array, "batch token width"],
+    mask: Bool[Array, "batch token"] | None,
+    pooling: str,
+    class_tokens: int = 1,
 ) -> Float[Array, "batch width"]:
     """Pools one hidden state, in float32.
 
     Args:
         state: tokens of one layer.
         mask: True where a token is not padding; None when none is padding (images).
-        pooling: "cls" takes the first token; "last" takes the last one before the padding (a decoder's, or CLIP's
+        pooling: "cls" averages the class tokens; "last" takes the last one before the padding (a decoder's, or CLIP's
             end of text, has seen the whole text); "mean" averages all tokens that are not padding, special tokens
-            and an image's class token included.
+            and class tokens included.
+        class_tokens: how many of the first tokens are, at least 1 for "cls".
     """
     state = state.astype(jnp.float32)
     if pooling == "cls":
-        return state[:, 0]
+        return state[:, :class_tokens].mean(axis=1)
     if pooling == "last":
         # A row without tokens only fills a batch: it has no last token, and its first one stands for it.
         last = state.shape[1] if mask is None else jnp.maximum(mask.sum(axis=1), 1)
