@@ -97,7 +97,7 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
     model = read.get("model", read) if isinstance(read, dict) else read
     if not isinstance(model, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in model.values()):
         raise BackboneError(f"{path} holds no dictionary of tensors, under 'model' or by itself")
-    return {str(name): np.ascontiguousarray(tensor.to(torch.float32).numpy()) for name, tensor in model.items()}
+    return {str(name): tensor.to(torch.float32).contiguous().numpy() for name, tensor in model.items()}
 
 
 def config_of(tensors: dict[str, np.ndarray], heads: int, where: str) -> dict:
