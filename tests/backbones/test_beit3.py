@@ -247,3 +247,17 @@ def test_a_module_without_retrieval_heads_embeds_nothing(image: Backbone) -> Non
     assert isinstance(model, Beit3)
     with pytest.raises(ValueError, match="with retrieval heads"):
         model.apply({"params": image.params}, PIXELS, method="embed")
+
+
+def test_half_precision_with_rematerialisation_is_near_float32(folder: Path) -> None:
+    half = load(str(folder), kind="image", dtype="bfloat16", remat=True)
+    states = half.hidden_states(PIXELS.astype("bfloat16"))
+    assert states[-1].dtype == half.params["patches"]["cls_token"].dtype == jnp.bfloat16
+    # bfloat16 has 8 bits; some tens of roundings add up over two blocks.
+    error = jnp.abs(states[-1].astype("float32") - TENSORS["image/2"]).max()
+    assert error < 0.05 * np.abs(TENSORS["image/2"]).max()
+
+    def gradient(pixels: jax.Array) -> jax.Array:
+        return jax.grad(lambda given: half.model.apply({"params": half.params}, given)[-1].var())(pixels)
+
+    assert "remat" in str(jax.make_jaxpr(gradient)(PIXELS))
