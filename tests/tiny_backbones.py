@@ -32,6 +32,14 @@ def write_backbone(folder: Path, name: str = "bert", weights: dict[str, np.ndarr
     save_file(golden_weights(tensors) if weights is None else weights, folder / "model.safetensors")
     if "0/inputs/ids" in tensors:
         write_tokenizer(folder / "tokenizer.json")
+    elif "0/inputs/sound" in tensors:
+        extractor = {
+            "ast": {"feature_extractor_type": "ASTFeatureExtractor", "max_length": 38, "num_mel_bins": 20},
+            "whisper": {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 8, "chunk_length": 1},
+            "wav2vec2": {"sampling_rate": 16_000, "do_normalize": True},
+            "hubert": {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": False},
+        }[name]
+        (folder / "preprocessor_config.json").write_text(json.dumps(extractor))
     else:
         processor = {
             "image_processor_type": "BitImageProcessor",
