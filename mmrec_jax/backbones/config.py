@@ -9,6 +9,8 @@ from mmrec_jax.errors import ConfigError
 
 KINDS = ("text", "image", "video", "audio")
 POOLINGS = ("mean", "cls", "last")
+FRAME_POOLINGS = ("mean", "max")
+MAX_FRAMES = 256  # of a video: what they take in memory grows with them
 DTYPES = ("float32", "bfloat16", "int8")
 MAX_SECONDS = 600.0  # of a recording: what attention over all of it takes grows with the square
 
@@ -30,6 +32,9 @@ class ModalityConfig:
             and CLIP), "mean" averages the tokens that are not padding.
         max_tokens: texts are cut after this many tokens, the special ones included.
         max_seconds: recordings are cut after this, or after the encoder's own window where that is shorter.
+        frames: of a video, evenly spaced; 0 is as many as a video encoder takes, and 8 for an image encoder.
+        frame_pooling: where an image encoder reads the frames of a video, how their pooled vectors become one: their
+            "mean", or the largest value ("max") of each feature.
         revision: branch, tag or commit of a hub id; "" is its default branch.
     """
 
@@ -42,6 +47,8 @@ class ModalityConfig:
     pooling: str = "mean"
     max_tokens: int = 128
     max_seconds: float = 30.0
+    frames: int = 0
+    frame_pooling: str = "mean"
     revision: str = ""
 
     def __post_init__(self) -> None:
@@ -68,6 +75,14 @@ class ModalityConfig:
             raise ConfigError(f"max_tokens is {self.max_tokens}: at least 3 (one token between two special ones)")
         if not 0 < self.max_seconds <= MAX_SECONDS:
             raise ConfigError(f"max_seconds is {self.max_seconds}: it must be above 0 and at most {MAX_SECONDS:g}")
+        if not 0 <= self.frames <= MAX_FRAMES:
+            raise ConfigError(f"frames is {self.frames}: it must be from 1 to {MAX_FRAMES}, or 0 for the default")
+        if self.frame_pooling not in FRAME_POOLINGS:
+            raise ConfigError(
+                f"frame_pooling {self.frame_pooling!r} is unknown: use one of {', '.join(FRAME_POOLINGS)}"
+            )
+        if self.kind != "video" and (self.frames or self.frame_pooling != "mean"):
+            raise ConfigError(f"`frames` and `frame_pooling` are for video; this modality is of kind {self.kind!r}")
         if any(layer < 0 for layer in self.layers) or list(self.layers) != sorted(set(self.layers)):
             raise ConfigError(f"layers {self.layers} must be distinct, ascending and not negative")
         template_columns(self.source)
@@ -76,6 +91,12 @@ class ModalityConfig:
     def source(self) -> str:
         """The template of the item's text or of its media path."""
         return self.template or self.path_template or f"{{{self.column}}}"
+
+    @property
+    def inputs(self) -> tuple:
+        """Equal for modalities whose inputs and backbone are the same."""
+        limits = self.max_tokens, self.max_seconds, self.frames
+        return self.kind, self.backbone, self.revision, self.source, *limits
 
 
 @dataclass(frozen=True)
@@ -91,7 +112,7 @@ class ExtractionConfig:
             than the cores that the encoder leaves.
         max_pixels: images, and frames of videos, with more pixels than this are skipped as too large (a bound on
             memory).
-        max_seconds: videos longer than this are skipped as too long.
+        max_video_seconds: videos longer than this are skipped as too long.
         max_failure_share: more broken or missing media than this share of a modality's items is an error.
         process_timeout: where several processes share a catalogue, seconds that one waits for the others while
             nothing goes on.
@@ -107,7 +128,7 @@ class ExtractionConfig:
     decode_threads: int = 2
     decode_processes: int = 0
     max_pixels: int = 100_000_000
-    max_seconds: float = 3600.0
+    max_video_seconds: float = 3600.0
     max_failure_share: float = 0.05
     process_timeout: int = 600
     progress: bool = True
@@ -120,7 +141,14 @@ class ExtractionConfig:
         if self.dtype not in DTYPES:
             raise ConfigError(f"store dtype {self.dtype!r} is unknown: use one of {', '.join(DTYPES)}")
         batches = [f"{kind}_batch" for kind in KINDS]
-        for name in (*batches, "commit_batches", "decode_threads", "max_pixels", "max_seconds", "process_timeout"):
+        for name in (
+            *batches,
+            "commit_batches",
+            "decode_threads",
+            "max_pixels",
+            "max_video_seconds",
+            "process_timeout",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.decode_processes < 0:

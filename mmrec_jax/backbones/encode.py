@@ -18,7 +18,7 @@ from mmrec_jax.backbones.audio_features import AudioPreprocessor
 from mmrec_jax.backbones.backbone import Backbone
 from mmrec_jax.backbones.family import Sound, Tokens
 from mmrec_jax.backbones.lengths import padded_length
-from mmrec_jax.backbones.pooling import pool
+from mmrec_jax.backbones.pooling import pool, pool_frames
 from mmrec_jax.backbones.text import TextPreprocessor
 from mmrec_jax.errors import ConfigError
 
@@ -29,11 +29,22 @@ class Head:
 
     Attributes:
         layers: indices of the hidden states.
-        pooling: "cls" or "mean".
+        pooling: "cls", "last" or "mean".
+        frame_pooling: "mean" or "max", where an image encoder reads the frames of a video.
     """
 
     layers: tuple[int, ...]
     pooling: str
+    frame_pooling: str = "mean"
+
+
+@dataclass(frozen=True)
+class PooledTokens:
+    """What pooling has to know of an encoder's tokens: class tokens, registers, and whether inputs are frames."""
+
+    first: int
+    registers: int
+    framewise: bool
 
 
 class PooledEncoder:
@@ -47,17 +58,28 @@ class PooledEncoder:
     """
 
     def __init__(self, backbone: Backbone, heads: Sequence[Head], batch: int):
-        """Raises ConfigError where a head takes the class token of an encoder that has none."""
+        """Raises ConfigError where a head takes a class token, or pools frames, and the encoder has none."""
         if not backbone.class_tokens and any(head.pooling == "cls" for head in heads):
             raise ConfigError(
                 f"pooling 'cls': {backbone.spec} ({backbone.family.model_type}) has no class token; use 'mean'"
+            )
+        if not backbone.framewise and any(head.frame_pooling != "mean" for head in heads):
+            raise ConfigError(
+                f"frame_pooling: {backbone.spec} ({backbone.family.model_type}) encodes all frames as one"
             )
         self.backbone = backbone
         self.heads = tuple(heads)
         self.batch = batch
         self.waited = 0.0
         self._running: deque[tuple[np.ndarray, tuple[Array, ...]]] = deque()
-        self._apply = jax.jit(partial(_pooled_states, backbone.model, self.heads, backbone.class_tokens))
+        self._apply = jax.jit(
+            partial(
+                _pooled_states,
+                backbone.model,
+                self.heads,
+                PooledTokens(backbone.class_tokens, backbone.registers, backbone.framewise),
+            )
+        )
 
     def __call__(self, inputs: Iterable[np.ndarray]) -> list[Float[np.ndarray, "item layer width"]]:
         """Pooled states of each head, in the order of the inputs.
@@ -149,12 +171,18 @@ def pad_tokens(ids: Sequence[np.ndarray], batch: int, longest: int) -> Tokens:
     return Tokens(jnp.asarray(padded), jnp.asarray(mask))
 
 
-def _pooled_states(model, heads: tuple[Head, ...], class_tokens: int, params, inputs) -> tuple[Array, ...]:
+def _pooled_states(model, heads: tuple[Head, ...], tokens: PooledTokens, params, inputs) -> tuple[Array, ...]:
     """Per head [batch layer width]; blocks above the last layer asked for are not computed."""
+    videos = inputs.shape[:2] if tokens.framewise else ()
+    if videos:
+        inputs = inputs.reshape(-1, *inputs.shape[2:])
     states = model.apply({"params": params}, inputs)
     mask = inputs.mask if isinstance(inputs, Tokens) else None
     if isinstance(inputs, Sound):
         mask = model.apply({"params": params}, inputs, method="token_mask")
-    return tuple(
-        jnp.stack([pool(states[i], mask, head.pooling, class_tokens) for i in head.layers], axis=1) for head in heads
-    )
+
+    def pooled(layer: int, head: Head) -> Float[Array, "batch width"]:
+        vectors = pool(states[layer], mask, head.pooling, tokens.first, tokens.registers)
+        return pool_frames(vectors.reshape(*videos, -1), head.frame_pooling) if videos else vectors
+
+    return tuple(jnp.stack([pooled(layer, head) for layer in head.layers], axis=1) for head in heads)

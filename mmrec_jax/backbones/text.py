@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 
 def fill_template(template: str, catalogue: pl.DataFrame) -> list[str]:
+    """As `filled`, as a list."""
+    return filled(template, catalogue).to_list()
+
+
+def filled(template: str, catalogue: pl.DataFrame) -> pl.Series:
     """A text for every item: "" where all of the template's columns are empty.
 
     Raises:
@@ -32,10 +37,8 @@ def fill_template(template: str, catalogue: pl.DataFrame) -> list[str]:
         )
     values = [pl.col(column).cast(pl.String).fill_null("").str.strip_chars() for column in columns]
     escaped = "{}".join(literal.replace("{", "{{").replace("}", "}}") for literal in literals)
-    filled = (
-        pl.when(pl.any_horizontal([v != "" for v in values])).then(pl.format(escaped, *values)).otherwise(pl.lit(""))
-    )
-    return catalogue.select(filled.alias("text"))["text"].to_list()
+    text = pl.when(pl.any_horizontal([v != "" for v in values])).then(pl.format(escaped, *values))
+    return catalogue.select(text.otherwise(pl.lit("")).alias("text"))["text"]
 
 
 def clean(text: str) -> str:

@@ -38,8 +38,9 @@ def counted_items(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     whole = PooledEncoder.__call__
 
     def counting(self: PooledEncoder, inputs):
-        calls.append(len(inputs))
-        return whole(self, inputs)
+        every = list(inputs)
+        calls.append(len(every))
+        return whole(self, every)
 
     monkeypatch.setattr(PooledEncoder, "__call__", counting)
     return calls
@@ -184,7 +185,7 @@ def test_other_preprocessing_of_the_same_weights_does_not_fit_the_store(tmp_path
 
 def test_a_backbone_of_another_kind_and_a_catalogue_without_ids_are_errors(tmp_path: Path) -> None:
     folder = write_backbone(tmp_path / "vit", "vit")
-    with pytest.raises(BackboneError, match="encodes image, but the modality's kind is text"):
+    with pytest.raises(BackboneError, match="encodes image, not text"):
         extract({"title": text(folder)}, extraction_run.catalogue(3), tmp_path, tmp_path / "store", QUIET)
     with pytest.raises(ConfigError, match="column 'item'"):
         extract({"title": text(folder)}, pl.DataFrame({"title": ["a"]}), tmp_path, tmp_path / "store", QUIET)
