@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,13 +10,14 @@ from pathlib import Path
 
 import jax
 import pytest
+from flax import traverse_util
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from mmrec_jax.backbones.registry import find_family, preset
+from mmrec_jax.backbones.registry import find_family, known_families, preset
 from mmrec_jax.backbones.sharding import logical_axes, parameter_shardings
 from mmrec_jax.errors import ConfigError
-from tests.tiny_backbones import write_backbone
+from tests.tiny_backbones import GOLDEN, golden, write_backbone
 
 PROGRAM = """
 import sys
@@ -78,6 +80,20 @@ def test_rules_say_what_an_axis_means_and_name_axes_of_the_mesh() -> None:
     assert made["transformer"]["block_0"]["attention"]["query"]["dense"]["kernel"].spec == P(None, None)
     with pytest.raises(ConfigError, match="name the mesh axis tensor, but the mesh has model"):
         specs("all-MiniLM-L6-v2", 4, mlp="tensor")
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in GOLDEN.glob("*.safetensors") if not p.stem.startswith("real_")], ids=lambda p: p.stem
+)
+def test_every_projection_in_the_blocks_of_every_family_is_split(path: Path) -> None:
+    config = json.loads(golden(path.stem)[1]["config"])
+    for (model_type, _), family in known_families().items():
+        if model_type == config["model_type"]:
+            encoder = family.build(config, None)
+            shapes = jax.eval_shape(encoder.module.init, jax.random.key(0), encoder.example)["params"]
+            kernels = [path for path in traverse_util.flatten_dict(shapes, sep="/") if path.endswith("dense/kernel")]
+            assert len(kernels) >= 6 * encoder.transformer.depth
+            assert all({"heads", "key_heads", "mlp"} & set(logical_axes(path)) for path in kernels)
 
 
 def test_parameters_that_methods_add_have_no_logical_axes() -> None:

@@ -101,6 +101,8 @@ def test_the_text_tower_of_a_whole_clip_is_the_tower_alone(tmp_path: Path) -> No
     others = ("text_projection.weight", "visual_projection.weight", "vision_model.post_layernorm.bias", "logit_scale")
     save_file(tower | dict.fromkeys(others, np.ones(2, np.float32)), whole / "model.safetensors")
 
+    with pytest.raises(BackboneError, match="model_type 'clip' encodes image and text: say which kind"):
+        load(str(whole))
     tokens = Tokens(jnp.asarray([[2, 9, 14, 3]]), jnp.ones((1, 4), bool))
     expected = load(str(alone)).hidden_states(tokens)
     for state, truth in zip(load(str(whole), kind="text").hidden_states(tokens), expected, strict=True):
