@@ -1,10 +1,11 @@
-"""A process for the tests of interrupted extraction: extracts a made-up catalogue into a store."""
+"""A process for the tests of interrupted and of shared extraction: extracts a made-up catalogue into a store."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import jax
 import polars as pl
 
 from mmrec_jax.backbones import ExtractionConfig, ModalityConfig
@@ -30,4 +31,7 @@ def run(backbone: Path, store: Path, items: int = 400, **settings) -> dict[str, 
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), Path(sys.argv[2]))
+    if len(sys.argv) > 3:
+        port, index, count = map(int, sys.argv[3:])
+        jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
+    run(Path(sys.argv[1]), Path(sys.argv[2]), process_timeout=60)
