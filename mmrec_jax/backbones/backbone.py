@@ -15,17 +15,20 @@ from jaxtyping import Array
 
 from mmrec_jax.backbones.audio_features import AudioPreprocessor, read_audio_preprocessor
 from mmrec_jax.backbones.family import Encoder, Family, Sound, Tokens, computed_as
-from mmrec_jax.backbones.image import ImagePreprocessor, read_image_preprocessor
+from mmrec_jax.backbones.image import read_image_preprocessor
+from mmrec_jax.backbones.media import Preprocessor
 from mmrec_jax.backbones.registry import find_family
 from mmrec_jax.backbones.sharding import parameter_shardings
 from mmrec_jax.backbones.source import locate
 from mmrec_jax.backbones.text import TextPreprocessor, read_text_preprocessor
 from mmrec_jax.backbones.transformer import BlockMethod, TransformerConfig
+from mmrec_jax.backbones.video import VideoPreprocessor
 from mmrec_jax.backbones.weights import Tensors, map_weights, sha256_of, weight_files
 from mmrec_jax.errors import BackboneError, ConfigError
 from mmrec_jax.types import Params
 
 MAX_SECONDS = 30.0  # of a recording, where nothing else is said
+FRAMES = 8  # of a video, where an image encoder reads them and nothing else is said
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,14 @@ class Backbone:
         spec: how it was named: directory, hub id or package:NAME.
         family: its family, with `model_type` and `kind`.
         model: `model.apply({"params": params}, inputs)` gives depth + 1 hidden states [batch token width];
-            inputs are `Tokens` for text, float pixels [batch height width channel] for images and `Sound` for audio.
+            inputs are `Tokens` for text, float pixels [batch height width channel] for images, [batch frame height
+            width channel] for video encoders, and `Sound` for audio.
         params: arrays of the dtype asked for, float32 by default.
         sizes: width, depth and the rest of the transformer core.
-        preprocess: texts -> token ids, image -> pixels, or samples -> samples or spectrogram.
+        preprocess: texts -> token ids, image -> pixels, frames -> pixels, or samples -> samples or spectrogram.
         weights_sha256: of the weights files.
         class_tokens: how many of the first tokens "cls" pooling averages; 0 where it has none to take.
+        registers: how many tokens after those are registers.
     """
 
     spec: str
@@ -49,9 +54,15 @@ class Backbone:
     model: nn.Module
     params: Params
     sizes: TransformerConfig
-    preprocess: TextPreprocessor | ImagePreprocessor | AudioPreprocessor
+    preprocess: Preprocessor
     weights_sha256: str
     class_tokens: int = 1
+    registers: int = 0
+
+    @property
+    def framewise(self) -> bool:
+        """Whether an image encoder reads the frames of a video, each like an image."""
+        return self.family.kind == "image" and isinstance(self.preprocess, VideoPreprocessor)
 
     def hidden_states(self, inputs: Tokens | Array | Sound) -> tuple[Array, ...]:
         """Every layer's hidden states [batch token width], 0 being the embedding output."""
@@ -72,6 +83,7 @@ def load(
     revision: str = "",
     max_tokens: int = 0,
     max_seconds: float = MAX_SECONDS,
+    frames: int = 0,
     method: BlockMethod | None = None,
     dtype: str = "float32",
     remat: bool = False,
@@ -81,10 +93,12 @@ def load(
 
     Args:
         spec: a local directory, "package:NAME", or a hub id.
-        kind: "text", "image" or "audio"; needed where a model encodes several kinds (CLIP).
+        kind: "text", "image", "video" or "audio"; needed where a model encodes several kinds (CLIP), and where an
+            image encoder is to read the frames of videos.
         revision: branch, tag or commit of a hub id.
         max_tokens: texts are cut to this many tokens; 0 is as many as the encoder has positions for.
         max_seconds: recordings are cut after this, or after the encoder's window where that is shorter.
+        frames: of a video; 0 is as many as a video encoder takes, and 8 for an image encoder.
         method: applied at the named places of each block; the parameters it makes are not part of `params`.
         dtype: "float32" or "bfloat16" of the parameters, hidden states and matrix products.
         remat: whether a backward pass computes each block again, which saves memory and costs a third more time.
@@ -93,7 +107,8 @@ def load(
 
     Raises:
         BackboneError: the files are missing, of an unknown kind, or do not fit together.
-        ConfigError: `max_tokens` is more than the encoder has positions for, or the dtype is unknown.
+        ConfigError: `max_tokens` is more than the encoder has positions for, `frames` is not what a video encoder
+            takes, or the dtype is unknown.
     """
     directory = locate(spec, revision)
     config = read_config(directory)
@@ -110,11 +125,13 @@ def load(
         str(files[0] if len(files) == 1 else directory),
         lambda path, made: jax.device_put(made.astype(dtype, copy=False), places.get(path)),
     )
-    preprocess: TextPreprocessor | ImagePreprocessor | AudioPreprocessor
+    preprocess: Preprocessor
     if family.kind == "text":
         preprocess = _text(directory, encoder, max_tokens or encoder.max_tokens)
     elif family.kind == "audio":
         preprocess = _audio(directory, encoder, max_seconds)
+    elif "video" in (kind, family.kind):
+        preprocess = _video(directory, family, encoder, frames)
     else:
         preprocess = read_image_preprocessor(directory)
     return Backbone(
@@ -126,6 +143,7 @@ def load(
         preprocess=preprocess,
         weights_sha256=sha256_of(files),
         class_tokens=encoder.class_tokens,
+        registers=encoder.registers,
     )
 
 
@@ -157,11 +175,31 @@ def _audio(directory: Path, encoder: Encoder, max_seconds: float) -> AudioPrepro
     return preprocess
 
 
+def _video(directory: Path, family: Family, encoder: Encoder, frames: int) -> VideoPreprocessor:
+    """The frames' preprocessing; a video encoder takes frames of one number and size."""
+    image = read_image_preprocessor(directory)
+    if family.kind == "image":
+        return VideoPreprocessor(image, frames or FRAMES)
+    assert isinstance(encoder.example, Array)
+    takes, size = encoder.example.shape[1], encoder.example.shape[2:4]
+    if frames not in (0, takes):
+        raise ConfigError(f"frames is {frames}, but the video encoder at {directory} takes {takes}: leave it at 0")
+    if image.output != size:
+        made = f"frames of {image.output[0]} x {image.output[1]} pixels" if image.output else "frames of several sizes"
+        raise BackboneError(
+            f"{directory}: preprocessor_config.json makes {made}, but the encoder of config.json takes "
+            f"{size[0]} x {size[1]}"
+        )
+    return VideoPreprocessor(image, takes)
+
+
 def _size(shape: tuple[int, ...]) -> str:
     return f"spectrograms of {shape[0]} frames with {shape[1]} bins" if shape else "samples"
 
 
-def identify(spec: str, kind: str, max_tokens: int, revision: str = "", max_seconds: float = MAX_SECONDS) -> dict:
+def identify(
+    spec: str, kind: str, max_tokens: int, revision: str = "", max_seconds: float = MAX_SECONDS, frames: int = 0
+) -> dict:
     """What tells one backbone from another, without loading it or using the network.
 
     Returns:
@@ -171,11 +209,15 @@ def identify(spec: str, kind: str, max_tokens: int, revision: str = "", max_seco
         BackboneError: the files are not on this machine.
     """
     directory = locate(spec, revision, local_only=True)
-    preprocess: TextPreprocessor | ImagePreprocessor | AudioPreprocessor
+    preprocess: Preprocessor
     if kind == "text":
         preprocess = read_text_preprocessor(directory, max_tokens)
     elif kind == "audio":
         preprocess = read_audio_preprocessor(directory, max_seconds)
+    elif kind == "video":
+        config = read_config(directory)
+        family = find_family(config.get("model_type"), str(directory / "config.json"), kind)
+        preprocess = _video(directory, family, family.build(config, None), frames)
     else:
         preprocess = read_image_preprocessor(directory)
     return {"weights_sha256": sha256_of(weight_files(directory)), "preprocessing": preprocess.fingerprint}

@@ -72,14 +72,8 @@ class PooledEncoder:
         self.batch = batch
         self.waited = 0.0
         self._running: deque[tuple[np.ndarray, tuple[Array, ...]]] = deque()
-        self._apply = jax.jit(
-            partial(
-                _pooled_states,
-                backbone.model,
-                self.heads,
-                PooledTokens(backbone.class_tokens, backbone.registers, backbone.framewise),
-            )
-        )
+        tokens = PooledTokens(backbone.class_tokens, backbone.registers, backbone.framewise)
+        self._apply = jax.jit(partial(_pooled_states, backbone.model, self.heads, tokens))
 
     def __call__(self, inputs: Iterable[np.ndarray]) -> list[Float[np.ndarray, "item layer width"]]:
         """Pooled states of each head, in the order of the inputs.

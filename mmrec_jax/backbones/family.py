@@ -50,6 +50,7 @@ class Encoder:
         max_tokens: for text, how many positions it has.
         class_tokens: how many of the first tokens stand for the whole; "cls" pooling is their mean, and there is
             none where this is 0.
+        registers: how many tokens after those are registers, which "mean" pooling leaves out.
     """
 
     module: nn.Module
@@ -59,6 +60,7 @@ class Encoder:
     vocabulary: int = 0
     max_tokens: int = 0
     class_tokens: int = 1
+    registers: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ class Family:
 
     Attributes:
         model_type: the name in config.json.
-        kind: what it encodes: "text", "image" or "audio". A model with towers of several kinds (CLIP) is one family
-            a kind.
+        kind: what it encodes: "text", "image", "video" or "audio". A model with towers of several kinds (CLIP) is one
+            family a kind.
         build: makes the encoder from config.json; the method, if any, is applied at the blocks' places.
         presets: the published sizes: a checkpoint's name -> what its config.json says.
     """

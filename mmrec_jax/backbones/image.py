@@ -118,6 +118,11 @@ class ImagePreprocessor:
         """What its result depends on, as JSON values."""
         return json.loads(json.dumps(asdict(self)))
 
+    @property
+    def output(self) -> tuple[int, ...]:
+        """Height and width of every image after it; () where they depend on the image."""
+        return self.crop or self.size
+
     def __call__(self, image: Image.Image) -> Float[np.ndarray, "height width channel"]:
         """Pixels as the encoder takes them, float32."""
         if self.shortest_edge or self.size:

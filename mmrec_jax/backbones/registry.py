@@ -28,7 +28,8 @@ def find_family(model_type: object, where: str, kind: str = "") -> Family:
     Args:
         model_type: as in config.json.
         where: the file, for the error.
-        kind: what is to be encoded; "" is whatever the model encodes.
+        kind: what is to be encoded; "" is whatever the model encodes. A video may be encoded by a family of images,
+            frame by frame.
 
     Raises:
         BackboneError: no family has that name, or it encodes another kind, or several and none was named.
@@ -37,6 +38,8 @@ def find_family(model_type: object, where: str, kind: str = "") -> Family:
     if not kinds:
         names = sorted({known[0] for known in known_families()})
         raise BackboneError(f"{where}: model_type {model_type!r} is unknown; known are {', '.join(names)}")
+    if kind == "video" and kind not in kinds and "image" in kinds:
+        kind = "image"
     if kind and kind not in kinds:
         raise BackboneError(f"{where}: model_type {model_type!r} encodes {' and '.join(sorted(kinds))}, not {kind}")
     if not kind and len(kinds) > 1:

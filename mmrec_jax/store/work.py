@@ -104,6 +104,7 @@ class GroupExtraction:
             revision=self.any.revision,
             max_tokens=self.any.max_tokens,
             max_seconds=self.any.max_seconds,
+            frames=self.any.frames,
         )
         wanted = {name: self._info(name, modality, backbone) for name, modality in self.group.items()}
         if self.processes.first:
@@ -141,7 +142,7 @@ class GroupExtraction:
             )
 
     def _encode(self, backbone: Backbone, pending: dict[str, np.ndarray], waiting: np.ndarray) -> None:
-        heads = [Head(self.store.modalities[name].layers, m.pooling) for name, m in self.group.items()]
+        heads = [Head(self.store.modalities[name].layers, m.pooling, m.frame_pooling) for name, m in self.group.items()]
         encoder = PooledEncoder(backbone, heads, self.batch)
         chunk = min(chunk_rows(open_array(self.store.files, f"{name}/status")) for name in self.group)
         blocks = blocks_of(self.rows, waiting, self.batch * self.config.commit_batches, chunk)

@@ -112,6 +112,7 @@ def vision_encoder(
         WeightMap(tuple(weights), IGNORED, prefix),
         pixel_example(config, embeddings.patch),
         class_tokens=embeddings.class_tokens,
+        registers=embeddings.registers,
     )
 
 
