@@ -16,7 +16,6 @@ import argparse
 import importlib
 import json
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -27,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer
 
 from mmrec_jax.backbones.families.beit3 import LETTERS, OFFSET, PREFIX, UNUSED, build
 from mmrec_jax.backbones.sentencepiece import xlm_roberta_tokenizer
@@ -63,11 +63,9 @@ def convert(checkpoint: Path, tokenizer: Path, out: Path, *, image_size: int = 0
     side = image_size or config["image_size"]
     if side % config["patch_size"]:
         raise BackboneError(f"an image size of {side} is no multiple of the patch size {config['patch_size']}")
+    tokens = read_tokenizer(tokenizer, config["vocab_size"])
     out.mkdir(parents=True, exist_ok=True)
-    if tokenizer.suffix == ".json":
-        shutil.copyfile(tokenizer, out / "tokenizer.json")
-    else:
-        xlm_roberta_tokenizer(tokenizer).save(str(out / "tokenizer.json"))
+    tokens.save(str(out / "tokenizer.json"))
     unused = re.compile("|".join(UNUSED))
     kept = {name: tensor for name, tensor in tensors.items() if not unused.fullmatch(name.removeprefix(PREFIX))}
     save_file(kept, out / WEIGHTS_FILE)
@@ -98,6 +96,23 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
     if not isinstance(model, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in model.values()):
         raise BackboneError(f"{path} holds no dictionary of tensors, under 'model' or by itself")
     return {str(name): tensor.to(torch.float32).contiguous().numpy() for name, tensor in model.items()}
+
+
+def read_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
+    """The fast tokenizer of a sentencepiece file or a tokenizer.json.
+
+    Raises:
+        BackboneError: it cannot be read, or knows more tokens than the checkpoint has embeddings for.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(path)) if path.suffix == ".json" else xlm_roberta_tokenizer(path)
+    except BackboneError:
+        raise
+    except Exception as error:  # the library raises plain Exception
+        raise BackboneError(f"{path} cannot be read as a tokenizer: {error}") from error
+    if (known := tokenizer.get_vocab_size()) > vocabulary:
+        raise BackboneError(f"{path} has {known} tokens, but the checkpoint has embeddings for {vocabulary}")
+    return tokenizer
 
 
 def config_of(tensors: dict[str, np.ndarray], heads: int, where: str) -> dict:

@@ -33,7 +33,7 @@ def xlm_roberta_tokenizer(path: Path) -> Tokenizer:
 
     try:
         pieces, kind, characters = _read(path.read_bytes())
-    except (ValueError, IndexError, struct.error) as error:
+    except (OSError, ValueError, IndexError, struct.error) as error:
         raise BackboneError(f"{path} is not a sentencepiece model ({error}): fetch it again") from error
     if kind != UNIGRAM or [text for text, _ in pieces[:3]] != ["<unk>", "<s>", "</s>"]:
         raise BackboneError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ from flax import traverse_util
 from safetensors.numpy import save_file
 
 from mmrec_jax.backbones.backbone import Backbone, load
-from mmrec_jax.backbones.convert_beit3 import config_of, convert, preprocessing
+from mmrec_jax.backbones.convert_beit3 import config_of, convert, preprocessing, read_tokenizer
 from mmrec_jax.backbones.families.beit3 import PRESETS, Beit3, ImageText, build, joined
 from mmrec_jax.backbones.family import Tokens
 from mmrec_jax.backbones.sentencepiece import xlm_roberta_tokenizer
@@ -240,6 +241,22 @@ def test_the_converter_leaves_a_used_folder_alone(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match="not an empty folder"):
         convert(tmp_path / "x.pth", tmp_path / "beit3.spm", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_the_converter_says_that_it_needs_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(BackboneError, match=r"needs torch: pip install \"mmrec_jax\[parity\]\""):
+        convert(tmp_path / "x.pth", tmp_path / "beit3.spm", tmp_path / "out")
+
+
+def test_tokenizers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "tokenizer.json")
+    assert read_tokenizer(tmp_path / "tokenizer.json", 60).get_vocab_size() == 60
+    with pytest.raises(BackboneError, match="has 60 tokens, but the checkpoint has embeddings for 59"):
+        read_tokenizer(tmp_path / "tokenizer.json", 59)
+    for absent in ("other.json", "beit3.spm"):
+        with pytest.raises(BackboneError, match=absent):
+            read_tokenizer(tmp_path / absent, 60)
 
 
 def test_a_module_without_retrieval_heads_embeds_nothing(image: Backbone) -> None:
