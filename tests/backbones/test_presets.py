@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import jax
 import pytest
 
@@ -38,6 +41,19 @@ def test_every_preset_can_be_built_and_has_a_name_of_its_own() -> None:
             assert seen.setdefault(name, kind) == kind, name
             assert config["model_type"] == model_type, name
             assert family.build(preset(name), None).transformer.depth > 1
+
+
+def test_the_family_that_the_documentation_adds_is_one() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "backbones.md"
+    (example,) = re.findall(r"^```python\n(\"\"\"ELECTRA.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    names: dict = {}
+    exec(compile(example, "electra.py", "exec"), names)
+    (family,) = names["FAMILIES"]
+    encoder = family.build(family.presets["electra-base-discriminator"], None)
+    shapes = jax.eval_shape(encoder.module.init, jax.random.key(0), encoder.example)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 108_891_648
+    sources = {source for weight in encoder.weight_map.weights for source in weight.sources}
+    assert encoder.weight_map.name("electra.encoder.layer.11.output.LayerNorm.weight") in sources
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
