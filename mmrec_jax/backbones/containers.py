@@ -47,9 +47,13 @@ def open_container(medium: Medium) -> Iterator[InputContainer]:
         ConfigError: PyAV is not installed.
     """
     av = pyav()
+    # As options of the container: with options for its streams too, PyAV before 18 crashes at an MPEG program stream.
     options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
     try:
-        with open_medium(medium) as file, av.open(file, options=options, metadata_errors="replace") as container:
+        with (
+            open_medium(medium) as file,
+            av.open(file, container_options=options, metadata_errors="replace") as container,
+        ):
             yield container
     except (av.FFmpegError, OSError, EOFError, MemoryError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
