@@ -12,6 +12,7 @@ POOLINGS = ("mean", "cls", "last")
 FRAME_POOLINGS = ("mean", "max")
 MAX_FRAMES = 256  # of a video: what they take in memory grows with them
 DTYPES = ("float32", "bfloat16", "int8")
+COMPUTE_DTYPES = ("float32", "bfloat16")
 MAX_SECONDS = 600.0  # of a recording: what attention over all of it takes grows with the square
 
 
@@ -36,6 +37,7 @@ class ModalityConfig:
         frame_pooling: where an image encoder reads the frames of a video, how their pooled vectors become one: their
             "mean", or the largest value ("max") of each feature.
         revision: branch, tag or commit of a hub id; "" is its default branch.
+        compute_dtype: "float32" or "bfloat16" of the encoder's parameters and products; the second is for accelerators.
     """
 
     kind: str = "text"
@@ -50,6 +52,7 @@ class ModalityConfig:
     frames: int = 0
     frame_pooling: str = "mean"
     revision: str = ""
+    compute_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -83,6 +86,10 @@ class ModalityConfig:
             )
         if self.kind != "video" and (self.frames or self.frame_pooling != "mean"):
             raise ConfigError(f"`frames` and `frame_pooling` are for video; this modality is of kind {self.kind!r}")
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            raise ConfigError(
+                f"compute_dtype {self.compute_dtype!r} is unknown: use one of {', '.join(COMPUTE_DTYPES)}"
+            )
         if any(layer < 0 for layer in self.layers) or list(self.layers) != sorted(set(self.layers)):
             raise ConfigError(f"layers {self.layers} must be distinct, ascending and not negative")
         template_columns(self.source)
@@ -96,7 +103,7 @@ class ModalityConfig:
     def inputs(self) -> tuple:
         """Equal for modalities whose inputs and backbone are the same."""
         limits = self.max_tokens, self.max_seconds, self.frames
-        return self.kind, self.backbone, self.revision, self.source, *limits
+        return self.kind, self.backbone, self.revision, self.compute_dtype, self.source, *limits
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from mmrec_jax.backbones.config import COMPUTE_DTYPES
 from mmrec_jax.backbones.transformer import ACTIVATIONS, PROJECTIONS, BlockMethod, TransformerConfig
 from mmrec_jax.backbones.weights import Weight, WeightMap, dense, layer_norm
 from mmrec_jax.errors import BackboneError, ConfigError
-
-DTYPES = ("float32", "bfloat16")
 
 
 @struct.dataclass
@@ -87,8 +86,8 @@ def computed_as(encoder: Encoder, dtype: str, remat: bool) -> Encoder:
     Raises:
         ConfigError: the dtype is neither float32 nor bfloat16.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"backbone dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
+    if dtype not in COMPUTE_DTYPES:
+        raise ConfigError(f"backbone dtype {dtype!r} is unknown: use one of {', '.join(COMPUTE_DTYPES)}")
     sizes = replace(encoder.transformer, dtype=dtype, remat=remat)
     return replace(encoder, module=encoder.module.clone(config=sizes), transformer=sizes)
 

@@ -15,6 +15,8 @@ EXTRACTION_VERSION = 1  # grows when the same media and weights would give other
 def make_fingerprint(config: ModalityConfig, backbone: Backbone) -> dict:
     """Everything that stored states depend on but the media themselves, as JSON values."""
     frame_pooling = {"frame_pooling": config.frame_pooling} if config.kind == "video" else {}
+    # Named where it is not what it was before it could be chosen.
+    compute_dtype = {"compute_dtype": config.compute_dtype} if config.compute_dtype != "float32" else {}
     return {
         "kind": config.kind,
         "backbone": config.backbone,
@@ -28,6 +30,7 @@ def make_fingerprint(config: ModalityConfig, backbone: Backbone) -> dict:
         "pooling": config.pooling,
         "extraction_version": EXTRACTION_VERSION,
         **frame_pooling,
+        **compute_dtype,
     }
 
 
@@ -45,18 +48,20 @@ def differences(config: ModalityConfig, stored: dict, stored_layers: tuple[int, 
     }
     if config.kind == "video":
         asked["frame_pooling"] = config.frame_pooling
+    asked["compute_dtype"] = config.compute_dtype
+    kept = {"compute_dtype": "float32", **stored}
     found = [
-        f"{key} is {stored.get(key)!r} in the store and {value!r} in the config"
+        f"{key} is {kept.get(key)!r} in the store and {value!r} in the config"
         for key, value in asked.items()
-        if stored.get(key) != value
+        if kept.get(key) != value
     ]
-    if config.kind == "text" and (kept := stored["preprocessing"].get("max_tokens")) != config.max_tokens:
-        found.append(f"max_tokens is {kept} in the store and {config.max_tokens} in the config")
+    if config.kind == "text" and (tokens := stored["preprocessing"].get("max_tokens")) != config.max_tokens:
+        found.append(f"max_tokens is {tokens} in the store and {config.max_tokens} in the config")
     # A video encoder takes one number of frames only; an image encoder as many as are asked for.
     if config.kind == stored["kind"] == "video" and find_family(stored["model_type"], "store", "video").kind == "image":
-        kept, frames = stored["preprocessing"]["frames"], config.frames or FRAMES
-        if kept != frames:
-            found.append(f"frames is {kept} in the store and {frames} in the config")
+        taken, frames = stored["preprocessing"]["frames"], config.frames or FRAMES
+        if taken != frames:
+            found.append(f"frames is {taken} in the store and {frames} in the config")
     try:
         wanted = resolve_layers(config.layers, stored["depth"], "layers")
         if lacking := [layer for layer in wanted if layer not in stored_layers]:

@@ -105,6 +105,7 @@ class GroupExtraction:
             max_tokens=self.any.max_tokens,
             max_seconds=self.any.max_seconds,
             frames=self.any.frames,
+            dtype=self.any.compute_dtype,
         )
         wanted = {name: self._info(name, modality, backbone) for name, modality in self.group.items()}
         if self.processes.first:

@@ -12,7 +12,9 @@ from flax import linen as nn
 from flax import traverse_util
 
 from mmrec_jax.backbones.backbone import Backbone, load
+from mmrec_jax.backbones.config import ModalityConfig
 from mmrec_jax.backbones.family import Tokens
+from mmrec_jax.backbones.pooling import pool
 from mmrec_jax.backbones.rotary import Rotary, rotate, turn_of_positions, turning_rates
 from mmrec_jax.backbones.transformer import PROJECTIONS, visible_keys
 from mmrec_jax.errors import ConfigError
@@ -86,11 +88,14 @@ def test_bfloat16_keeps_parameters_and_states_in_half_and_is_near_float32(name: 
         # 8 bits of mantissa: a relative 0.4% a rounding, of which there are a few dozen on the way to the last layer.
         error = np.abs(np.asarray(state, np.float32) - expected).max() / np.abs(expected).max()
         assert error < 0.05, f"layer {layer}"
+        assert pool(state, TOKENS.mask, "mean").dtype == jnp.float32
 
 
 def test_a_dtype_that_no_encoder_has_is_an_error(folder: Path) -> None:
     with pytest.raises(ConfigError, match="'float16' is unknown: use one of float32, bfloat16"):
         load(str(folder), dtype="float16")
+    with pytest.raises(ConfigError, match="compute_dtype 'int8' is unknown: use one of float32, bfloat16"):
+        ModalityConfig(template="{title}", compute_dtype="int8")
 
 
 def test_no_mask_is_made_where_every_token_is_seen() -> None:
