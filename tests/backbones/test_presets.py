@@ -23,6 +23,9 @@ COUNTS = {
     "llama-3.2-1b": 1_235_814_400,
     "qwen2-0.5b": 494_032_768,
     "qwen2-7b": 7_615_616_512 - 152_064 * 3584,
+    # Less the masked state, and the gains of weight normalisation, which are multiplied into their kernel.
+    "wav2vec2-base": 94_371_712 - 768 - 128,
+    "hubert-large": 315_438_720 - 1024 - 128,
 }
 
 
