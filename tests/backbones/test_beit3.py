@@ -87,6 +87,8 @@ def test_an_image_and_a_text_attend_to_each_other_in_the_joined_model(image: Bac
     assert_pass_equals("joint", states, final_norm(model, params, states[-1], VISION_TOKENS))
     alone = jax.jit(model.apply)({"params": params}, PIXELS)
     np.testing.assert_allclose(alone[-1], TENSORS["image/2"], atol=1e-4 * np.abs(TENSORS["image/2"]).max())
+    with pytest.raises(ValueError, match="how many of the tokens are the image's"):
+        final_norm(model, params, states[-1])
     with pytest.raises(ValueError, match="images or texts"):
         model.apply({"params": params}, ImageText(PIXELS, TOKENS), method="embed")
 

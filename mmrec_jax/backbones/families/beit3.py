@@ -138,8 +138,11 @@ class Beit3(nn.Module):
                 model has one branch only.
         """
         if vision_tokens is None:
-            (branch,) = self.branches
-            return self.norms[branch](state)
+            if len(self.branches) > 1:
+                raise ValueError(
+                    "say how many of the tokens are the image's: each branch has a normalisation of its own"
+                )
+            return self.norms[self.branches[0]](state)
         parts = {"vision": state[:, :vision_tokens], "language": state[:, vision_tokens:]}
         return jnp.concatenate([self.norms[b](part) for b, part in parts.items() if part.shape[1]], axis=1)
 
