@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,11 @@ PROCESSORS = {
     "ViTImageProcessor": {"resample": 2, **SQUARE, "square": True},
     "VideoMAEImageProcessor": {"resample": 2, "size": {"shortest_edge": 224}, **CROP, **HALF, "square": False},
 }
+FORMATS = (
+    # Of what Pillow reads; EPS stays out, since it is a program that Ghostscript would run.
+    *("AVIF", "BMP", "DDS", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI"),
+    *("SGI", "TGA", "TIFF", "WEBP", "XBM", "XPM"),
+)
 FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 """Where transformers keeps a processor, newest last; the last one holds those of several kinds."""
 NAME_KEYS = ("image_processor_type", "video_processor_type", "feature_extractor_type")
@@ -63,6 +69,13 @@ def _image_errors() -> Iterator[None]:
         raise MediaError(f"broken image: {str(error) or type(error).__name__}") from error
 
 
+@cache
+def known_formats() -> list[str]:
+    """Those of `FORMATS` that Pillow was built with."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 def read_image(medium: Medium, max_pixels: int) -> Image.Image:
     """An RGB image, upright by its EXIF orientation; the first frame of an animation.
 
@@ -71,7 +84,7 @@ def read_image(medium: Medium, max_pixels: int) -> Image.Image:
     Raises:
         MediaError: the medium is absent, empty, truncated, no image, or has more than `max_pixels` pixels.
     """
-    with open_medium(medium) as file, _image_errors(), Image.open(file) as opened:
+    with open_medium(medium) as file, _image_errors(), Image.open(file, formats=known_formats()) as opened:
         # Checked before decoding: the header's size decides how much memory the pixels take.
         if opened.width * opened.height > max_pixels:
             raise MediaError(f"too large: {opened.width} x {opened.height} pixels, at most {max_pixels} are allowed")

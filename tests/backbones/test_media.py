@@ -74,17 +74,30 @@ def test_broken_images_are_a_reason_each(tmp_path: Path) -> None:
         (tmp_path / f"cut_{name}").write_bytes(content[: len(content) // 2])
     (tmp_path / "zero.jpg").touch()
     (tmp_path / "text.jpg").write_text("<html>not found</html>")
+    (tmp_path / "program.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     reasons = {
         "cut_whole.jpg": "broken image",
         "cut_whole.png": "broken image",
         "zero.jpg": "empty file",
         "text.jpg": "not an image",
+        "program.jpg": "not an image",
         "none.jpg": "file not found",
         "whole.jpg": "too large: 64 x 64 pixels, at most 4095",
     }
     for name, reason in reasons.items():
         with pytest.raises(MediaError, match=reason):
             read_image(tmp_path / name, PIXELS if "cut" in name else 4095)
+
+
+def test_an_image_is_read_from_bytes_as_from_its_file(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    np.testing.assert_array_equal(np.asarray(read_image(content, PIXELS)), noise)
+    with pytest.raises(MediaError, match="zero bytes"):
+        read_image(b"", PIXELS)
+    with pytest.raises(MediaError, match="broken image"):
+        read_image(content[:60], PIXELS)
 
 
 def test_the_pixel_bound_holds_before_pixels_are_decoded(tmp_path: Path) -> None:
