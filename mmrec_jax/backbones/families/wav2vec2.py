@@ -11,7 +11,6 @@ the original gives the recording alone.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -100,20 +99,24 @@ class ConvConfig:
         return samples
 
 
-class TimeNorm(nn.Module):
-    """Normalises each feature over the time that is not padding."""
+class ConvNorm(nn.Module):
+    """Normalises what a convolution gives: each feature over the time inside the recording, or each state."""
+
+    over_time: bool
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch time feature"], inside: Bool[Array, "batch time"]
     ) -> Float[Array, "batch time feature"]:
-        shape = x.shape[-1:]
-        weights = (inside / jnp.maximum(inside.sum(axis=1, keepdims=True), 1))[..., None]
-        wide = x.astype(jnp.float32)
-        centred = wide - (wide * weights).sum(axis=1, keepdims=True)
-        variance = (centred**2 * weights).sum(axis=1, keepdims=True)
-        scale = self.param("scale", nn.initializers.ones, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
+        wide, width = x.astype(jnp.float32), x.shape[-1]
+        if self.over_time:
+            axis, shares = 1, (inside / jnp.maximum(inside.sum(axis=1, keepdims=True), 1))[..., None]
+        else:
+            axis, shares = 2, jnp.full(width, 1 / width)
+        centred = wide - (wide * shares).sum(axis, keepdims=True)
+        variance = (centred**2 * shares).sum(axis, keepdims=True)
+        scale = self.param("scale", nn.initializers.ones, (width,))
+        bias = self.param("bias", nn.initializers.zeros, (width,))
         return (centred * jax.lax.rsqrt(variance + CONV_EPSILON) * scale + bias).astype(x.dtype)
 
 
@@ -130,11 +133,8 @@ class Wav2Vec2(nn.Module):
             nn.Conv(width, (kernel,), (stride,), padding="VALID", use_bias=c.biased, dtype=dtype)
             for width, kernel, stride in zip(c.widths, c.kernels, c.strides, strict=True)
         ]
-        if c.norm == "group":
-            self.conv_norms = [TimeNorm()]
-        else:
-            norm = {"epsilon": CONV_EPSILON, "dtype": dtype, "use_fast_variance": False}
-            self.conv_norms = [nn.LayerNorm(**norm) for _ in c.widths]
+        over_time = c.norm == "group"
+        self.conv_norms = [ConvNorm(over_time) for _ in c.widths[: 1 if over_time else None]]
         if c.projection_norm:
             self.projection_norm = make_norm(self.config)
         self.projection = nn.Dense(self.config.width, dtype=dtype)
@@ -162,13 +162,11 @@ class Wav2Vec2(nn.Module):
     def _convolved(self, sound: Sound) -> Float[Array, "batch token feature"]:
         c = self.convolutions
         x = sound.values[..., None].astype(self.config.dtype)
-        for conv, norm in itertools.zip_longest(self.convs, self.conv_norms):
-            x = conv(x)
-            if c.norm == "group" and norm is not None:
-                states = (sound.lengths - c.kernels[0]) // c.strides[0] + 1
-                x = norm(x, jnp.arange(x.shape[1]) < states[:, None])
-            elif norm is not None:
-                x = norm(x)
+        lengths = sound.lengths
+        for n, conv in enumerate(self.convs):
+            x, lengths = conv(x), (lengths - c.kernels[n]) // c.strides[n] + 1
+            if n < len(self.conv_norms):
+                x = self.conv_norms[n](x, jnp.arange(x.shape[1]) < lengths[:, None])
             x = ACTIVATIONS[c.activation](x)
         return x
 
