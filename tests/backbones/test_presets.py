@@ -23,6 +23,17 @@ COUNTS = {
     "llama-3.2-1b": 1_235_814_400,
     "qwen2-0.5b": 494_032_768,
     "qwen2-7b": 7_615_616_512 - 152_064 * 3584,
+    # Images: less the classifiers, mask tokens, and heads of the contrastive loss.
+    "vit-base-patch16-224": 86_567_656 - 769_000,
+    "deit-base-distilled-patch16-224": 87_338_192 - 2 * 769_000,
+    "dinov2-small": 22_056_576 - 384,
+    "dinov2-giant": 1_136_480_768 - 1536,
+    "dinov2-with-registers-small": 22_058_112 - 384,
+    "clip-vit-base-patch32-image": 151_277_313 - 63_165_952 - 768 * 512 - 512 * 512 - 1 - 2 * 768,
+    "clip-vit-large-patch14-image": 427_616_513 - 123_060_480 - 1024 * 768 - 768 * 768 - 1 - 2 * 1024,
+    "siglip-base-patch16-224-image": 92_884_224 - 7_087_104,
+    "siglip-so400m-patch14-384-image": 428_225_600 - 15_238_352,
+    "videomae-base-finetuned-kinetics": 86_534_800 - 400 * 769 - 2 * 768,
     # Less the masked state, and the gains of weight normalisation, which are multiplied into their kernel.
     "wav2vec2-base": 94_371_712 - 768 - 128,
     "hubert-large": 315_438_720 - 1024 - 128,

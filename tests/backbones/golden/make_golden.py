@@ -293,10 +293,34 @@ def features() -> None:
     write("audio/features", made, {name: extract.to_json_string() for name, extract in extractors.items()})
 
 
+PROCESSORS = {
+    "bit": {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 15}, "crop_size": 12},
+    "clip": {"feature_extractor_type": "CLIPFeatureExtractor", "size": 15, "crop_size": 12},
+    "deit": {"image_processor_type": "DeiTImageProcessor", "size": 15, "crop_size": 12},
+    "siglip": {"image_processor_type": "SiglipImageProcessor", "size": {"height": 13, "width": 12}},
+    "vit": {"image_processor_type": "ViTImageProcessorFast", "size": 12},
+    "videomae": {"image_processor_type": "VideoMAEImageProcessor", "size": {"shortest_edge": 15}, "crop_size": 12},
+}
+
+
+def pixels() -> None:
+    """What the image processors make of one picture of noise."""
+    picture = np.random.default_rng(0).integers(0, 256, (25, 33, 3), np.uint8)
+    made = {"picture": picture}
+    for name, config in PROCESSORS.items():
+        named = next(iter(config.values())).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast")
+        processor = getattr(transformers, f"{named}Pil")
+        settings = {key: value for key, value in config.items() if not key.endswith("_type")}
+        (found,) = processor(**settings)([picture], return_tensors="np").values()
+        made[name] = found.reshape(-1, *found.shape[-2:]).transpose(1, 2, 0)
+    write("image/pixels", made, {name: json.dumps(config) for name, config in PROCESSORS.items()})
+
+
 if __name__ == "__main__":
     for case in CASES:
         tiny(case)
     features()
+    pixels()
     for folder in sys.argv[1:]:
         for case in ("minilm-l6", "dinov2-small", "whisper-tiny-en-encoder"):
             real(case, Path(folder))
