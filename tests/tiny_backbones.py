@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 GOLDEN = Path(__file__).resolve().parent / "backbones" / "golden"
+BYTE_LEVEL_TEXTS = ["def fit(self, x):", "Éclair, c! 棚", "  two  spaces", "long " * 40]
 
 
 def golden(name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -77,3 +78,20 @@ def write_tokenizer(path: Path) -> None:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     tokenizer.save(str(path))
+
+
+def write_byte_level(folder: Path) -> Path:
+    """RoBERTa's files, with pairs learned from a few texts."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"], initial_alphabet=alphabet
+    )
+    tokenizer.train_from_iterator(BYTE_LEVEL_TEXTS * 2, trainer)
+    folder.mkdir(exist_ok=True)
+    tokenizer.model.save(str(folder))
+    (folder / "config.json").write_text(json.dumps({"model_type": "roberta"}))
+    return folder

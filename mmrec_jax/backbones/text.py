@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 
 from mmrec_jax.backbones.config import template_columns
-from mmrec_jax.errors import BackboneError, ConfigError
+from mmrec_jax.backbones.vocabulary import read_tokenizer, tokenizer_files
+from mmrec_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -69,21 +70,10 @@ def read_text_preprocessor(directory: Path, max_tokens: int) -> TextPreprocessor
     """The tokenizer of a backbone's directory.
 
     Raises:
-        BackboneError: there is no readable tokenizer.json.
+        BackboneError: there is no readable tokenizer.
     """
-    from tokenizers import Tokenizer
-
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise BackboneError(
-            f"{directory} has no tokenizer.json: save the fast tokenizer there "
-            "(transformers: AutoTokenizer.from_pretrained(...).save_pretrained(directory))"
-        )
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise BackboneError(f"{path} cannot be read as a tokenizer: {error}") from error
+    tokenizer = read_tokenizer(directory)
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_tokens)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in tokenizer_files(directory))).hexdigest()
     return TextPreprocessor(tokenizer, max_tokens, {"tokenizer_sha256": digest, "max_tokens": max_tokens})

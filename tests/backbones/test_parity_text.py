@@ -11,7 +11,8 @@ import pytest
 from mmrec_jax.backbones.backbone import Backbone, load
 from mmrec_jax.backbones.family import Tokens
 from mmrec_jax.backbones.pooling import pool
-from tests.tiny_backbones import write_tokenizer
+from mmrec_jax.backbones.text import read_text_preprocessor
+from tests.tiny_backbones import BYTE_LEVEL_TEXTS, write_byte_level, write_tokenizer
 
 torch = pytest.importorskip("torch", reason="live parity needs the `parity` extra (torch)")
 transformers = pytest.importorskip("transformers")
@@ -160,3 +161,11 @@ def test_bfloat16_is_as_near_to_float32_as_in_transformers(family: str, tmp_path
     ours = np.asarray(load(str(tmp_path), dtype="bfloat16").hidden_states(tokens)[-1], np.float32)
     # Both round at the same places but for some; twice their error leaves room for chance.
     assert np.sqrt(np.square(ours - exact).mean()) < 2 * np.sqrt(np.square(half - exact).mean())
+
+
+def test_tokens_of_older_files_equal_those_of_transformers(tmp_path: Path) -> None:
+    folder = write_byte_level(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = [*BYTE_LEVEL_TEXTS, "", "class A(B): return 'x'  # 1.5e3", "a<mask> b</s>"]
+    for text, ids in zip(texts, read_text_preprocessor(folder, 12)(texts), strict=True):
+        assert ids.tolist() == theirs(text.strip(), truncation=True, max_length=12)["input_ids"], text
