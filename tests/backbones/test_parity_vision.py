@@ -72,7 +72,10 @@ def randomise(model) -> None:
 
 def save(model, folder: Path) -> str:
     model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "ViTImageProcessor"}))
+    processor = {"image_processor_type": "ViTImageProcessor"}
+    if model.config.model_type == "videomae":
+        processor["size"] = model.config.image_size
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return str(folder)
 
 
