@@ -13,6 +13,7 @@ FRAME_POOLINGS = ("mean", "max")
 MAX_FRAMES = 256  # of a video: what they take in memory grows with them
 DTYPES = ("float32", "bfloat16", "int8")
 COMPUTE_DTYPES = ("float32", "bfloat16")
+_BATCHES = {"text": (16, 128), "image": (4, 64), "video": (1, 8), "audio": (1, 16)}  # on CPU, on other devices
 MAX_SECONDS = 600.0  # of a recording: what attention over all of it takes grows with the square
 
 
@@ -112,8 +113,11 @@ class ExtractionConfig:
 
     Attributes:
         dtype: "float32", "bfloat16", or "int8" with one float32 scale a vector.
-        text_batch, image_batch, video_batch, audio_batch: items in one call of the encoder, by kind.
-        commit_batches: finished work is written after this many batches; a killed run repeats no more.
+        text_batch, image_batch, video_batch, audio_batch: items in one call of the encoder, by kind; 0 is few on CPU,
+            whose cache they then fit into, and many on other devices. Short texts that share rows of 64 tokens count
+            by rows.
+        commit_batches: finished work is written after this many batches, of texts after 8 times as many; a killed
+            run repeats no more.
         decode_threads: threads that read and decode media ahead of the encoder, in each process that decodes.
         decode_processes: processes that decode; 0 decodes in this one, which is faster unless decoding takes more
             than the cores that the encoder leaves.
@@ -127,10 +131,10 @@ class ExtractionConfig:
     """
 
     dtype: str = "float32"
-    text_batch: int = 32
-    image_batch: int = 16
-    video_batch: int = 4
-    audio_batch: int = 8
+    text_batch: int = 0
+    image_batch: int = 0
+    video_batch: int = 0
+    audio_batch: int = 0
     commit_batches: int = 8
     decode_threads: int = 2
     decode_processes: int = 0
@@ -140,16 +144,21 @@ class ExtractionConfig:
     process_timeout: int = 600
     progress: bool = True
 
-    def batch(self, kind: str) -> int:
-        """Items in one call of the encoder."""
-        return getattr(self, f"{kind}_batch")
+    def batch(self, kind: str, backend: str) -> int:
+        """Items in one call of the encoder on JAX's backend of that name."""
+        return getattr(self, f"{kind}_batch") or _BATCHES[kind][backend != "cpu"]
+
+    def block(self, kind: str, backend: str) -> int:
+        """Items that are written at once."""
+        return self.batch(kind, backend) * self.commit_batches * (8 if kind == "text" else 1)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ConfigError(f"store dtype {self.dtype!r} is unknown: use one of {', '.join(DTYPES)}")
-        batches = [f"{kind}_batch" for kind in KINDS]
+        for kind in KINDS:
+            if getattr(self, f"{kind}_batch") < 0:
+                raise ConfigError(f"{kind}_batch is {getattr(self, f'{kind}_batch')}: it must be at least 1, or 0")
         for name in (
-            *batches,
             "commit_batches",
             "decode_threads",
             "max_pixels",

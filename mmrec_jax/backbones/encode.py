@@ -18,6 +18,7 @@ from mmrec_jax.backbones.audio_features import AudioPreprocessor
 from mmrec_jax.backbones.backbone import Backbone
 from mmrec_jax.backbones.family import Sound, Tokens
 from mmrec_jax.backbones.lengths import padded_length
+from mmrec_jax.backbones.packing import WIDTHS, fill_rows, pack_tokens, pool_texts
 from mmrec_jax.backbones.pooling import pool, pool_frames
 from mmrec_jax.backbones.text import TextPreprocessor
 from mmrec_jax.errors import ConfigError
@@ -52,6 +53,7 @@ class PooledEncoder:
 
     Every batch has the same number of rows (the last is filled up), and texts and recordings have one of few
     lengths, so that a catalogue compiles a handful of programs, and how many items come at once changes no states.
+    Encoders that take rows of several texts get them.
 
     Attributes:
         waited: seconds in which inputs were awaited and nothing was computed, at most.
@@ -71,7 +73,7 @@ class PooledEncoder:
         self.heads = tuple(heads)
         self.batch = batch
         self.waited = 0.0
-        self._running: deque[tuple[np.ndarray, tuple[Array, ...]]] = deque()
+        self._running: deque[tuple[np.ndarray, np.ndarray, tuple[Array, ...]]] = deque()
         tokens = PooledTokens(backbone.class_tokens, backbone.registers, backbone.framewise)
         self._apply = jax.jit(partial(_pooled_states, backbone.model, self.heads, tokens))
 
@@ -83,8 +85,8 @@ class PooledEncoder:
                 channel] of videos, or sound [time *bin]. Those of equal shapes are taken batch by batch.
         """
         finished = []
-        for rows, batch in self._batches(self._timed(inputs)):
-            self._running.append((rows, self._apply(self.backbone.params, batch)))
+        for rows, places, batch in self._batches(self._timed(inputs)):
+            self._running.append((rows, places, self._apply(self.backbone.params, batch)))
             # One batch is prepared while another is computed; more at once would only take memory.
             if len(self._running) == 2:
                 finished.append(self._take())
@@ -98,24 +100,26 @@ class PooledEncoder:
         return results
 
     def _take(self) -> tuple[np.ndarray, list[np.ndarray]]:
-        rows, states = self._running.popleft()
-        return rows, [np.asarray(state)[: len(rows)] for state in states]
+        rows, places, states = self._running.popleft()
+        return rows, [np.asarray(state)[places] for state in states]
 
     def _timed(self, inputs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         stream = iter(inputs)
         while True:
             start = time.perf_counter()
             made = next(stream, None)
-            if all(state.is_ready() for _, states in self._running for state in states):
+            if all(state.is_ready() for *_, states in self._running for state in states):
                 self.waited += time.perf_counter() - start
             if made is None:
                 return
             yield made
 
-    def _batches(self, inputs: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, Tokens | Sound | Array]]:
+    def _batches(self, inputs: Iterable[np.ndarray]) -> Iterator[_Batch]:
         preprocess, size = self.backbone.preprocess, self.batch
         if isinstance(preprocess, TextPreprocessor):
-            yield from _by_length(inputs, size, lambda ids: pad_tokens(ids, size, preprocess.max_tokens))
+            most = preprocess.max_tokens
+            form = _packed if getattr(self.backbone.model, "packs", False) else _by_length
+            yield from form(inputs, size, lambda ids: pad_tokens(ids, size, most))
         elif isinstance(preprocess, AudioPreprocessor) and not preprocess.shape:
             yield from _by_length(inputs, size, lambda sounds: preprocess.batch(sounds, size))
         elif isinstance(preprocess, AudioPreprocessor):
@@ -124,18 +128,37 @@ class PooledEncoder:
             yield from _by_shape(inputs, size, lambda pixels: stack(pixels, size), np.shape)
 
 
-def _by_length(inputs: Iterable[np.ndarray], size: int, join: Callable) -> Iterator[tuple[np.ndarray, Any]]:
+_Batch = tuple[np.ndarray, np.ndarray, Any]
+"""The inputs' numbers, where their vectors are in the encoder's results, and what the encoder takes."""
+
+
+def _by_length(inputs: Iterable[np.ndarray], size: int, join: Callable) -> Iterator[_Batch]:
     """Sorted by length, a batch wastes little on padding, and only the last one has rows to spare."""
     every = list(inputs)
     order = np.argsort([len(made) for made in every], kind="stable")
     for start in range(0, len(order), size):
         rows = order[start : start + size]
-        yield rows, join([every[row] for row in rows])
+        yield rows, np.arange(len(rows)), join([every[row] for row in rows])
 
 
-def _by_shape(
-    inputs: Iterable[np.ndarray], size: int, join: Callable, shape: Callable
-) -> Iterator[tuple[np.ndarray, Any]]:
+def _packed(inputs: Iterable[np.ndarray], size: int, join: Callable) -> Iterator[_Batch]:
+    """Short texts share rows, of the width that takes the fewest tokens; the others as in `_by_length`."""
+    every = list(inputs)
+    lengths = np.asarray([len(made) for made in every])
+    plans = [(width, np.flatnonzero(lengths <= width)) for width in WIDTHS]
+    filled = [(width, short, fill_rows(lengths[short], width)) for width, short in plans]
+    width, short, texts = min(filled, key=lambda plan: plan[0] * len(plan[2]) + lengths[lengths > plan[0]].sum())
+    rows_at_once = size * WIDTHS[0] // width
+    for start in range(0, len(texts), rows_at_once):
+        shared = [short[row] for row in texts[start : start + rows_at_once]]
+        tokens, places = pack_tokens([[every[text] for text in row] for row in shared], rows_at_once, width)
+        yield np.concatenate(shared), places, tokens
+    long = np.flatnonzero(lengths > width)
+    for rows, places, tokens in _by_length([every[text] for text in long], size, join):
+        yield long[rows], places, tokens
+
+
+def _by_shape(inputs: Iterable[np.ndarray], size: int, join: Callable, shape: Callable) -> Iterator[_Batch]:
     """As soon as there are enough that are joined to one shape; what is left of each shape at the end."""
     groups: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
     for row, made in enumerate(inputs):
@@ -143,9 +166,9 @@ def _by_shape(
         group.append((row, made))
         if len(group) == size:
             del groups[shape(made)]
-            yield np.asarray([row for row, _ in group]), join([made for _, made in group])
+            yield np.asarray([row for row, _ in group]), np.arange(size), join([made for _, made in group])
     for group in groups.values():
-        yield np.asarray([row for row, _ in group]), join([made for _, made in group])
+        yield np.asarray([row for row, _ in group]), np.arange(len(group)), join([made for _, made in group])
 
 
 def stack(pixels: Sequence[np.ndarray], batch: int) -> Array:
@@ -176,6 +199,8 @@ def _pooled_states(model, heads: tuple[Head, ...], tokens: PooledTokens, params,
         mask = model.apply({"params": params}, inputs, method="token_mask")
 
     def pooled(layer: int, head: Head) -> Float[Array, "batch width"]:
+        if isinstance(inputs, Tokens) and inputs.texts is not None:
+            return pool_texts(states[layer], inputs.texts, head.pooling)
         vectors = pool(states[layer], mask, head.pooling, tokens.first, tokens.registers)
         return pool_frames(vectors.reshape(*videos, -1), head.frame_pooling) if videos else vectors
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
@@ -18,10 +19,28 @@ from mmrec_jax.errors import BackboneError, ConfigError
 
 @struct.dataclass
 class Tokens:
-    """Tokenised texts: ids, and True where a token is not padding."""
+    """Tokenised texts, one or several a row.
+
+    Attributes:
+        ids: of the tokens.
+        mask: True where a token is not padding.
+        texts: which text of its row a token belongs to, counted from 1; 0 is padding. None where every row is one
+            text. Only encoders that say so (`packs`) take several.
+    """
 
     ids: Int[Array, "batch token"]
     mask: Bool[Array, "batch token"]
+    texts: Int[Array, "batch token"] | None = None
+
+    @property
+    def positions(self) -> Int[Array, "batch token"]:
+        """Of each token in its text, from 0; 0 for the padding of rows of several texts."""
+        places = jnp.broadcast_to(jnp.arange(self.ids.shape[1]), self.ids.shape)
+        if self.texts is None:
+            return places
+        before = jnp.pad(self.texts, ((0, 0), (1, 0)))[:, :-1]
+        starts = jnp.where(self.texts != before, places, 0)
+        return jnp.where(self.texts > 0, places - jax.lax.cummax(starts, axis=1), 0)
 
 
 @struct.dataclass

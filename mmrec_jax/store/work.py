@@ -10,6 +10,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import polars as pl
 
@@ -54,7 +55,8 @@ class GroupExtraction:
         self.store, self.config, self.mirrors, self.processes = store, config, mirrors, processes
         self.title, self.name, self.any = ", ".join(group), next(iter(group)), next(iter(group.values()))
         self.rows = store.rows(catalogue["item"].to_list())
-        self.batch = config.batch(self.any.kind)
+        backend = jax.default_backend()
+        self.batch, self.block = config.batch(self.any.kind, backend), config.block(self.any.kind, backend)
         self.failed, self.waited = 0, 0.0
 
     def run(self, written: dict[str, str]) -> dict[str, ModalityReport]:
@@ -146,7 +148,7 @@ class GroupExtraction:
         heads = [Head(self.store.modalities[name].layers, m.pooling, m.frame_pooling) for name, m in self.group.items()]
         encoder = PooledEncoder(backbone, heads, self.batch)
         chunk = min(chunk_rows(open_array(self.store.files, f"{name}/status")) for name in self.group)
-        blocks = blocks_of(self.rows, waiting, self.batch * self.config.commit_batches, chunk)
+        blocks = blocks_of(self.rows, waiting, self.block, chunk)
         shared = share_of(blocks, self.processes.index, self.processes.count)
         if self.processes.count == 1:
             line = ProgressLine(self.title, len(waiting), int((~waiting).sum()), self.config.progress)

@@ -184,7 +184,7 @@ def test_impossible_modalities_are_refused(values: dict, message: str) -> None:
         ModalityConfig(**values)
 
 
-@pytest.mark.parametrize("values", [{"dtype": "float16"}, {"text_batch": 0}, {"max_failure_share": 5.0}])
+@pytest.mark.parametrize("values", [{"dtype": "float16"}, {"text_batch": -1}, {"max_failure_share": 5.0}])
 def test_impossible_extraction_settings_are_refused(values: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
         ExtractionConfig(**values)

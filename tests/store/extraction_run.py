@@ -26,7 +26,7 @@ def run(backbone: Path, store: Path, items: int = 400, **settings) -> dict[str, 
         "title": ModalityConfig("text", str(backbone), template="{title}", layers=(0, 3), max_tokens=16),
         "first": ModalityConfig("text", str(backbone), template="{title}", layers=(3,), pooling="cls", max_tokens=16),
     }
-    config = ExtractionConfig(text_batch=4, commit_batches=2, progress=False, dtype="int8", **settings)
+    config = ExtractionConfig(text_batch=1, commit_batches=1, progress=False, dtype="int8", **settings)
     return extract(modalities, catalogue(items), backbone, store, config)
 
 

@@ -58,6 +58,8 @@ class Bert(nn.Module):
         method: applied at the blocks' places.
     """
 
+    packs = True  # takes rows of several texts
+
     config: TransformerConfig
     vocabulary: int
     max_positions: int
@@ -80,16 +82,19 @@ class Bert(nn.Module):
 
     def __call__(self, tokens: Tokens) -> tuple[Float[Array, "batch token width"], ...]:
         length = tokens.ids.shape[1]
-        if length > self.longest:
+        if tokens.texts is None and length > self.longest:
             raise ValueError(f"{length} tokens, but the encoder has positions for {self.longest}")
         x = self.words(tokens.ids)
         if self.token_types:
             x = x + self.types.embedding[0]
-        if self.padding_position is None:
+        if self.padding_position is not None:
+            counted = jnp.cumsum(tokens.mask, axis=1) if tokens.texts is None else tokens.positions + 1
+            x = x + self.positions(self.padding_position + tokens.mask * counted)
+        elif tokens.texts is None:
             x = x + self.positions.embedding[:length]
         else:
-            x = x + self.positions(self.padding_position + tokens.mask * jnp.cumsum(tokens.mask, axis=1))
-        return self.transformer(self.norm(x), tokens.mask)
+            x = x + self.positions(tokens.positions)
+        return self.transformer(self.norm(x), tokens.mask if tokens.texts is None else tokens.texts)
 
     def final_norm(self, state: Float[Array, "batch token width"]) -> Float[Array, "batch token width"]:
         """The last hidden state as it is: BERT normalises inside its blocks."""
