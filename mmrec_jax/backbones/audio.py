@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from av.audio.stream import AudioStream
     from av.container import InputContainer
 
+SLOWEST, MOST_CHANNELS = 1000, 64  # a frame of fewer samples a second, or more channels, would fill the memory
 LOUDEST = 1e6  # full scale is 1; samples beyond this are garbage, and would overflow in float32
 
 
@@ -85,12 +86,16 @@ def _mono(frames: Iterator[AudioFrame], rate: int) -> Iterator[np.ndarray]:
         if resampler is None or here != form:
             if resampler is not None:
                 yield from map(_mean, resampler.resample(None))
-            resampler, form = av.AudioResampler(format="fltp", rate=rate), here
+            if frame.sample_rate < SLOWEST or frame.layout.nb_channels > MOST_CHANNELS:
+                raise MediaError(
+                    f"broken audio: {frame.layout.nb_channels} channels of {frame.sample_rate} samples a second"
+                )
+            resampler, form = av.AudioResampler(format="flt", rate=rate), here
         yield from map(_mean, resampler.resample(frame))
     if resampler is not None:
         yield from map(_mean, resampler.resample(None))
 
 
 def _mean(frame: AudioFrame) -> Float[np.ndarray, " sample"]:
-    """Channels [channel sample] to one."""
-    return frame.to_ndarray().mean(axis=0, dtype=np.float32)
+    """Channels to one; they are interleaved, since PyAV 18 crashes at more than 8 channels that are not."""
+    return frame.to_ndarray().reshape(frame.samples, -1).mean(axis=1, dtype=np.float32)

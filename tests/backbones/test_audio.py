@@ -91,6 +91,14 @@ def test_channels_are_mixed_to_their_mean(channels: tuple[float, ...], tmp_path:
     np.testing.assert_allclose(read_audio(path, RATE, 10), np.mean(channels) * tone(RATE, 0.1, (1,))[0], atol=1e-6)
 
 
+def test_many_channels_are_no_danger(tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((38, 2, RATE, 0, "NONE", ""))
+        file.writeframes(np.repeat(np.arange(0, 16_000, 8, "<i2"), 38).tobytes())
+    # The mean of 38 equal values, summed in float32.
+    np.testing.assert_allclose(read_audio(tmp_path / "a.wav", RATE, 10), np.arange(0, 16_000, 8) / 32_768, atol=1e-6)
+
+
 def test_the_audio_track_of_a_video_counts(tmp_path: Path) -> None:
     path = make_audio(tmp_path / "a.mp4", "aac", RATE, tone(RATE), picture=True)
     assert np.sqrt((read_audio(path, RATE, 10)[4000:12_000] ** 2).mean()) == pytest.approx(0.354, rel=0.03)
@@ -133,7 +141,14 @@ def test_what_cannot_be_heard_is_a_reason_each(tmp_path: Path) -> None:
         samples = tone(RATE)
         samples[0, 800] = value
         make_audio(tmp_path / f"{name}.wav", "pcm_f32le", RATE, samples)
+    # Two samples a second: 4,000 of them would be 32 million at the rate of the model.
+    for name, count, rate in (("slow", 1, 2), ("wide", 500, RATE)):
+        with wave.open(str(tmp_path / f"{name}.wav"), "wb") as file:
+            file.setparams((count, 1, rate, 0, "NONE", ""))
+            file.writeframes(bytes(4000))
     reasons = {
+        "slow.wav": "1 channels of 2 samples a second",
+        "wide.wav": "500 channels of 16000 samples a second",
         "silent.mp4": "no audio track",
         "zero.mp3": "empty file",
         "none.mp3": "file not found",
