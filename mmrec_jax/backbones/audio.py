@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from av.audio.stream import AudioStream
     from av.container import InputContainer
 
-SLOWEST, MOST_CHANNELS = 1000, 64  # a frame of fewer samples a second, or more channels, would fill the memory
+RATES, MOST_CHANNELS = range(1000, 1_000_001), 64  # at others a frame, or the resampler's filter, fills the memory
 LOUDEST = 1e6  # full scale is 1; samples beyond this are garbage, and would overflow in float32
 
 
@@ -86,7 +86,7 @@ def _mono(frames: Iterator[AudioFrame], rate: int) -> Iterator[np.ndarray]:
         if resampler is None or here != form:
             if resampler is not None:
                 yield from map(_mean, resampler.resample(None))
-            if frame.sample_rate < SLOWEST or frame.layout.nb_channels > MOST_CHANNELS:
+            if frame.sample_rate not in RATES or frame.layout.nb_channels > MOST_CHANNELS:
                 raise MediaError(
                     f"broken audio: {frame.layout.nb_channels} channels of {frame.sample_rate} samples a second"
                 )

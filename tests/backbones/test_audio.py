@@ -142,12 +142,13 @@ def test_what_cannot_be_heard_is_a_reason_each(tmp_path: Path) -> None:
         samples[0, 800] = value
         make_audio(tmp_path / f"{name}.wav", "pcm_f32le", RATE, samples)
     # Two samples a second: 4,000 of them would be 32 million at the rate of the model.
-    for name, count, rate in (("slow", 1, 2), ("wide", 500, RATE)):
+    for name, count, rate in (("slow", 1, 2), ("fast", 1, 80_000_000), ("wide", 500, RATE)):
         with wave.open(str(tmp_path / f"{name}.wav"), "wb") as file:
             file.setparams((count, 1, rate, 0, "NONE", ""))
             file.writeframes(bytes(4000))
     reasons = {
         "slow.wav": "1 channels of 2 samples a second",
+        "fast.wav": "1 channels of 80000000 samples a second",
         "wide.wav": "500 channels of 16000 samples a second",
         "silent.mp4": "no audio track",
         "zero.mp3": "empty file",
