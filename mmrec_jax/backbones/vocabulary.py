@@ -92,13 +92,13 @@ def _word_piece(vocabulary: Path, options: dict) -> Tokenizer:
 
 
 def _ids(tokenizer: Tokenizer, special: tuple[str, ...], path: Path) -> dict[str, int]:
-    """The special tokens' ids.
+    """The ids of a vocabulary with the special tokens.
 
     Raises:
         BackboneError: the vocabulary lacks one of them: it is of another kind of tokenizer.
     """
-    found = {token: tokenizer.token_to_id(token) for token in special}
-    if missing := [token for token, token_id in found.items() if token_id is None]:
+    found = tokenizer.get_vocab()
+    if missing := [token for token in special if token not in found]:
         raise BackboneError(
             f"{path} lacks {', '.join(missing)}, so that it is of another kind of tokenizer: save the fast one as "
             "tokenizer.json (transformers: AutoTokenizer.from_pretrained(...).save_pretrained(directory))"

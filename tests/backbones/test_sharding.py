@@ -20,6 +20,7 @@ from mmrec_jax.errors import ConfigError
 from tests.tiny_backbones import GOLDEN, golden, write_backbone
 
 PROGRAM = """
+import re
 import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType
@@ -35,6 +36,12 @@ for folder, inputs in zip(sys.argv[1:], (tokens, pixels)):
     if split.sizes.heads % 2 == 0:
         assert kernel.addressable_shards[0].data.shape == (kernel.shape[0], kernel.shape[1] // 2)
     assert down.addressable_shards[0].data.shape == (down.shape[0] // 2, down.shape[1])
+    if split.sizes.heads % 2 == 0:
+        apply = jax.jit(lambda params, split=split: split.model.apply({"params": params}, inputs))
+        program = apply.lower(split.params).compile().as_text()
+        sums = re.findall(r" (all-[a-z]+|collective-permute|reduce-scatter)\\(", program)
+        # Two a block, and one for the word embeddings, whose rows are split.
+        assert sums == ["all-reduce"] * (2 * split.sizes.depth + 1), sums
     for state, expected in zip(split.hidden_states(inputs), load(folder).hidden_states(inputs), strict=True):
         # Sums over devices add in another order: float32 rounding.
         assert np.abs(np.asarray(state) - np.asarray(expected)).max() < 1e-5 * np.abs(np.asarray(expected)).max()
