@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import jax
@@ -73,9 +75,15 @@ class PooledEncoder:
         self.heads = tuple(heads)
         self.batch = batch
         self.waited = 0.0
-        self._running: deque[tuple[np.ndarray, np.ndarray, tuple[Array, ...]]] = deque()
+        self._running: deque[tuple[np.ndarray, np.ndarray, Future[list[np.ndarray]]]] = deque()
+        # Two batches at a time: where one waits for a core or for the host, the other is computed.
+        self._threads = ThreadPoolExecutor(2)
+        self._compiled, self._compiling = set[str](), Lock()
         tokens = PooledTokens(backbone.class_tokens, backbone.registers, backbone.framewise)
-        self._apply = jax.jit(partial(_pooled_states, backbone.model, self.heads, tokens))
+        model = backbone.model
+        if backbone.family.kind == "image" and all(head.pooling == "cls" for head in heads):
+            model = model.clone(config=replace(backbone.sizes, last_tokens=backbone.class_tokens))
+        self._apply = jax.jit(partial(_pooled_states, model, self.heads, tokens))
 
     def __call__(self, inputs: Iterable[np.ndarray]) -> list[Float[np.ndarray, "item layer width"]]:
         """Pooled states of each head, in the order of the inputs.
@@ -86,9 +94,9 @@ class PooledEncoder:
         """
         finished = []
         for rows, places, batch in self._batches(self._timed(inputs)):
-            self._running.append((rows, places, self._apply(self.backbone.params, batch)))
-            # One batch is prepared while another is computed; more at once would only take memory.
-            if len(self._running) == 2:
+            self._running.append((rows, places, self._threads.submit(self._compute, batch)))
+            # One batch is prepared while two are computed; more at once would only take memory.
+            if len(self._running) == 3:
                 finished.append(self._take())
         while self._running:
             finished.append(self._take())
@@ -101,14 +109,22 @@ class PooledEncoder:
 
     def _take(self) -> tuple[np.ndarray, list[np.ndarray]]:
         rows, places, states = self._running.popleft()
-        return rows, [np.asarray(state)[places] for state in states]
+        return rows, [state[places] for state in states.result()]
+
+    def _compute(self, batch: Tokens | Sound | Array) -> list[np.ndarray]:
+        shape = str(jax.tree.map(np.shape, batch))
+        if shape not in self._compiled:
+            with self._compiling:  # by one of the threads, and not by both
+                jax.block_until_ready(self._apply(self.backbone.params, batch))
+                self._compiled.add(shape)
+        return [np.asarray(state) for state in self._apply(self.backbone.params, batch)]
 
     def _timed(self, inputs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         stream = iter(inputs)
         while True:
             start = time.perf_counter()
             made = next(stream, None)
-            if all(state.is_ready() for *_, states in self._running for state in states):
+            if all(states.done() for *_, states in self._running):
                 self.waited += time.perf_counter() - start
             if made is None:
                 return

@@ -75,6 +75,7 @@ class TransformerConfig:
         rotary: rotary positions; None has none in the blocks.
         layer_scale: whether a learned vector scales attention's and feed-forward's outputs.
         gated: whether the feed-forward is activation(gate x) * (up x) (SwiGLU when the activation is silu).
+        last_tokens: how many of the first tokens leave the last block, where no more are used; 0 is all.
         sub_norm: whether attention normalises before `attention_out`, and the feed-forward before `down`
             (arXiv 2210.06423).
         remat: whether the backward pass computes each block again instead of keeping what is inside it.
@@ -96,6 +97,7 @@ class TransformerConfig:
     rotary: Rotary | None = None
     layer_scale: bool = False
     gated: bool = False
+    last_tokens: int = 0
     sub_norm: bool = False
     remat: bool = False
     dtype: str = "float32"
@@ -257,7 +259,10 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "batch token width"], visible: Visible | None, turn: Turn | None
     ) -> Float[Array, "batch token width"]:
-        return self.finish(x, attend(*self.heads(x, turn), visible))
+        query, key, value = self.heads(x, turn)
+        if self.layer == self.config.depth - 1 and (first := self.config.last_tokens):
+            query, x, visible = query[:, :first], x[:, :first], None if visible is None else visible[:, :, :first]
+        return self.finish(x, attend(query, key, value, visible))
 
     def heads(self, x: Float[Array, "batch token width"], turn: Turn | None) -> tuple[Heads, Heads, Heads]:
         """Queries, keys and values of what enters the block."""
