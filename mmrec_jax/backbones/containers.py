@@ -55,6 +55,7 @@ def open_container(medium: Medium) -> Iterator[InputContainer]:
             av.open(file, container_options=options, metadata_errors="replace") as container,
         ):
             yield container
-    except (av.FFmpegError, OSError, EOFError, MemoryError, OverflowError) as error:
+    # Broken files make PyAV raise Python's own errors too, such as IndexError where tracks come and go.
+    except (av.FFmpegError, OSError, EOFError, MemoryError, OverflowError, LookupError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise MediaError(f"broken, or no video or audio of a known format: {reason}") from error

@@ -223,7 +223,7 @@ def _decode(
     with open_container(medium) as container:
         stream = _video_stream(container, bounds)
         packets = container.demux(stream)
-        landing = None
+        landing, sought = None, timeline.times[0]
         while (waiting or everything) and (packet := next(packets, None)) is not None:
             if not packet.size and packet.dts is not None:
                 continue  # a frame that is not coded; to the decoder it would mean the end
@@ -244,9 +244,10 @@ def _decode(
                     picture = prepare(_picture(frame, bounds)) if picture is None else picture
                     kept[waiting.pop()] = picture
             if waiting and decoded and landing is None and seen:
-                ahead = timeline.keys[(timeline.keys > seen[-1]) & (timeline.keys <= waiting[-1])]
+                # Each key frame is sought once: a broken index may lead back to where it is sought from.
+                ahead = timeline.keys[(timeline.keys > max(seen[-1], sought)) & (timeline.keys <= waiting[-1])]
                 if len(ahead):
-                    landing = int(ahead[-1])
+                    landing = sought = int(ahead[-1])
                     container.seek(landing, stream=stream)
                     packets = container.demux(stream)
     return kept, np.asarray(sorted(set(seen)), np.int64)

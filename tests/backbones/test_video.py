@@ -13,7 +13,14 @@ import pytest
 
 from mmrec_jax.backbones.image import ImagePreprocessor
 from mmrec_jax.backbones.medium import MediaError
-from mmrec_jax.backbones.video import Bounds, VideoPreprocessor, read_video, sample_frames
+from mmrec_jax.backbones.video import (
+    Bounds,
+    Timeline,
+    VideoPreprocessor,
+    _read_timeline,
+    read_video,
+    sample_frames,
+)
 from mmrec_jax.errors import ConfigError
 
 av = pytest.importorskip("av", reason="video needs PyAV (the `media` extra)")
@@ -98,6 +105,16 @@ def test_seeking_gives_the_frames_that_decoding_everything_gives(
     sought = read_video(path, 5, PIXELS, SECONDS)
     monkeypatch.setattr("mmrec_jax.backbones.video.INDEXED", set())
     np.testing.assert_array_equal(sought, read_video(path, 5, PIXELS, SECONDS))
+
+
+def test_an_index_that_names_wrong_key_frames_changes_no_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_video(tmp_path / "a.mp4", gop=12)
+    true = _read_timeline(path, 5, Bounds(PIXELS, SECONDS))
+    wrong = Timeline(true.times, true.times, counted=False)
+    monkeypatch.setattr("mmrec_jax.backbones.video._read_timeline", lambda *_: wrong)
+    assert numbers(read_video(path, 5, PIXELS, SECONDS)) == [4, 12, 20, 28, 36]
 
 
 def test_only_chosen_frames_are_turned_into_pixels(tmp_path: Path) -> None:
