@@ -170,6 +170,8 @@ class KaldiLogMel(AudioPreprocessor):
         return -self.mean / (2 * self.deviation)
 
 
+FILES = ("preprocessor_config.json", "processor_config.json")
+"""Where transformers keeps a feature extractor; the last one holds a tokenizer's settings too."""
 EXTRACTORS = {
     # model_type -> the feature extractor that transformers pairs with it; older files do not name it
     "audio-spectrogram-transformer": "ASTFeatureExtractor",
@@ -189,10 +191,14 @@ def read_audio_preprocessor(directory: Path, max_seconds: float) -> AudioPreproc
     Raises:
         BackboneError: the file is absent, of an unknown feature extractor, or has settings that are not usable.
     """
-    path = directory / "preprocessor_config.json"
-    if not path.is_file():
-        raise BackboneError(f"{directory} has no preprocessor_config.json: copy it from the model's hub repository")
+    path = next((directory / name for name in FILES if (directory / name).is_file()), None)
+    if path is None:
+        raise BackboneError(f"{directory} has no {FILES[0]}: copy it from the model's hub repository")
     settings, config = _read_object(path), _read_object(directory / "config.json")
+    if path.name == FILES[-1]:
+        settings = settings.get("feature_extractor")
+        if not isinstance(settings, dict):
+            raise BackboneError(f"{path} has no feature_extractor")
     name = settings.get("feature_extractor_type") or EXTRACTORS.get(str(config.get("model_type")))
     if name not in EXTRACTORS.values():
         known = ", ".join(sorted(set(EXTRACTORS.values())))

@@ -64,6 +64,16 @@ def test_whispers_features_are_the_frames_that_touch_the_recording(tmp_path: Pat
     np.testing.assert_allclose(quiet, -1.5, rtol=1e-6)  # (-10 + 4) / 4: the smallest power that counts
 
 
+def test_the_feature_extractor_of_a_whole_processor_is_found(tmp_path: Path) -> None:
+    extractor = {"feature_extractor_type": "WhisperFeatureExtractor", "chunk_length": 7}
+    expected = read_audio_preprocessor(settings(tmp_path, extractor), 30.0)
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(BackboneError, match=r"no preprocessor_config.json"):
+        read_audio_preprocessor(tmp_path, 30.0)
+    (tmp_path / "processor_config.json").write_text(json.dumps({"feature_extractor": extractor}))
+    assert read_audio_preprocessor(tmp_path, 30.0) == expected
+
+
 def test_mel_filters_peak_where_their_scales_say() -> None:
     frequencies = np.linspace(0, 8000, 201)
     slaney = frequencies[slaney_filters(201, 80, 16_000).argmax(axis=0)]
