@@ -41,6 +41,15 @@ class Head:
     frame_pooling: str = "mean"
 
 
+def check_head(backbone: Backbone, head: Head) -> None:
+    """Raises ConfigError where a head takes a class token, or pools frames, and the encoder has none."""
+    named = f"{backbone.spec} ({backbone.family.model_type})"
+    if not backbone.class_tokens and head.pooling == "cls":
+        raise ConfigError(f"pooling 'cls': {named} has no class token; use 'mean'")
+    if not backbone.framewise and head.frame_pooling != "mean":
+        raise ConfigError(f"frame_pooling: {named} encodes all frames as one; leave it at 'mean'")
+
+
 @dataclass(frozen=True)
 class PooledTokens:
     """What pooling has to know of an encoder's tokens: class tokens, registers, and whether inputs are frames."""
@@ -62,15 +71,9 @@ class PooledEncoder:
     """
 
     def __init__(self, backbone: Backbone, heads: Sequence[Head], batch: int):
-        """Raises ConfigError where a head takes a class token, or pools frames, and the encoder has none."""
-        if not backbone.class_tokens and any(head.pooling == "cls" for head in heads):
-            raise ConfigError(
-                f"pooling 'cls': {backbone.spec} ({backbone.family.model_type}) has no class token; use 'mean'"
-            )
-        if not backbone.framewise and any(head.frame_pooling != "mean" for head in heads):
-            raise ConfigError(
-                f"frame_pooling: {backbone.spec} ({backbone.family.model_type}) encodes all frames as one"
-            )
+        """Raises ConfigError where a head does not fit the encoder (`check_head`)."""
+        for head in heads:
+            check_head(backbone, head)
         self.backbone = backbone
         self.heads = tuple(heads)
         self.batch = batch

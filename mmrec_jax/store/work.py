@@ -16,7 +16,7 @@ import polars as pl
 
 from mmrec_jax.backbones.backbone import Backbone, load
 from mmrec_jax.backbones.config import ExtractionConfig, ModalityConfig, resolve_layers
-from mmrec_jax.backbones.encode import Head, PooledEncoder
+from mmrec_jax.backbones.encode import Head, PooledEncoder, check_head
 from mmrec_jax.backbones.media import Input, MediaInputs, Missing, TextInputs, absence
 from mmrec_jax.backbones.text import TextPreprocessor
 from mmrec_jax.errors import StoreMismatchError
@@ -122,6 +122,7 @@ class GroupExtraction:
 
     def _info(self, name: str, modality: ModalityConfig, backbone: Backbone) -> ModalityInfo:
         layers = resolve_layers(modality.layers, backbone.sizes.depth, f"modality {name}")
+        check_head(backbone, Head(layers, modality.pooling, modality.frame_pooling))
         fingerprint = make_fingerprint(modality, backbone)
         return ModalityInfo(backbone.sizes.width, layers, modality.pooling, self.config.dtype, fingerprint)
 

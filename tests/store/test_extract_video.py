@@ -13,7 +13,7 @@ import pytest
 from mmrec_jax.backbones import ExtractionConfig, ModalityConfig
 from mmrec_jax.backbones.backbone import load
 from mmrec_jax.backbones.video import read_video
-from mmrec_jax.errors import StoreMismatchError
+from mmrec_jax.errors import ConfigError, StoreMismatchError
 from mmrec_jax.store import HiddenStateStore, extract
 from tests.tiny_backbones import write_backbone
 
@@ -45,6 +45,9 @@ def test_videos_are_extracted_and_broken_ones_are_reasons(tmp_path: Path) -> Non
         "frames": ModalityConfig("video", str(image), column="clip", layers=(0, 2), pooling="cls", frames=3),
         "largest": ModalityConfig("video", str(image), column="clip", layers=(2,), frames=3, frame_pooling="max"),
     }
+    for name, unfit in (("clip", {"pooling": "cls"}), ("clip", {"frame_pooling": "max"})):
+        with pytest.raises(ConfigError, match=r"has no class token|encodes all frames as one"):
+            extract({name: replace(modalities[name], **unfit)}, catalogue, tmp_path, tmp_path / "store", QUIET)
     reports = extract(modalities, catalogue, tmp_path, tmp_path / "store", QUIET)
     assert [(r.present, r.absent, r.failed) for r in reports.values()] == [(3, 1, 2)] * 3
     reasons = reports["clip"].reasons
