@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
+from rich.console import Console
 
 from mmrec_jax.backbones.config import ExtractionConfig, ModalityConfig
 from mmrec_jax.errors import ConfigError, StoreError
@@ -61,6 +62,9 @@ def extract(
     for group in _groups(modalities):
         work = GroupExtraction(group, catalogue, Path(media_root), target, config, dict(mirrors or {}), processes)
         reports |= work.run(written)
+        if config.progress and processes.first:
+            for name in group:
+                Console(markup=False, highlight=False).print(reports[name].summary(name))
         for name in group:
             _refuse_gaps(name, reports[name], config.max_failure_share)
     return reports
