@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from mmrec_jax.backbones.image import ImagePreprocessor
 from mmrec_jax.backbones.medium import MediaError, Medium
 
 if TYPE_CHECKING:
-    from av import VideoFrame
+    from av import Packet, VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
@@ -183,7 +183,7 @@ def _read_timeline(medium: Medium, frames: int, bounds: Bounds) -> Timeline:
         announced, base, rate = stream.frames, stream.time_base, stream.average_rate
         indexed = container.format.name in INDEXED
         first = None
-        for packet in container.demux(stream):
+        for packet in _packets(container, stream):
             if not packet.size or packet.is_discard:
                 continue
             times.append(packet.pts)
@@ -206,6 +206,18 @@ def _read_timeline(medium: Medium, frames: int, bounds: Bounds) -> Timeline:
     return Timeline(np.sort(np.asarray(known)), np.sort(np.asarray(keys, np.int64))[: None if indexed else 0], False)
 
 
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    """From where the container is to its end, or to where it can be read no further."""
+    av = pyav()
+    try:
+        for packet in container.demux(stream):
+            # A frame that is not coded has no bytes, but a time; to the decoder it would mean the end.
+            if packet.size or packet.dts is None:
+                yield packet
+    except av.FFmpegError:
+        return
+
+
 def _decode(
     medium: Medium, timeline: Timeline, chosen: Sequence[int] | np.ndarray, bounds: Bounds, prepare: Prepare
 ) -> tuple[dict[int, np.ndarray], np.ndarray]:
@@ -222,11 +234,9 @@ def _decode(
     seen: list[int] = []
     with open_container(medium) as container:
         stream = _video_stream(container, bounds)
-        packets = container.demux(stream)
+        packets = _packets(container, stream)
         landing, sought = None, timeline.times[0]
         while (waiting or everything) and (packet := next(packets, None)) is not None:
-            if not packet.size and packet.dts is not None:
-                continue  # a frame that is not coded; to the decoder it would mean the end
             try:
                 decoded = packet.decode()
             except av.InvalidDataError:
@@ -234,7 +244,7 @@ def _decode(
             for frame in decoded:
                 if frame.is_corrupt or (frame.pts is None and not timeline.counted):
                     continue
-                now = len(seen) if timeline.counted else frame.pts
+                now = len(seen) if timeline.counted or frame.pts is None else frame.pts
                 seen.append(now)
                 if landing is not None and now > landing:
                     return _decode(medium, timeline.without_seeking(), chosen, bounds, prepare)
@@ -249,7 +259,7 @@ def _decode(
                 if len(ahead):
                     landing = sought = int(ahead[-1])
                     container.seek(landing, stream=stream)
-                    packets = container.demux(stream)
+                    packets = _packets(container, stream)
     return kept, np.asarray(sorted(set(seen)), np.int64)
 
 
