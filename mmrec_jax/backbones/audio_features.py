@@ -196,9 +196,9 @@ def read_audio_preprocessor(directory: Path, max_seconds: float) -> AudioPreproc
         raise BackboneError(f"{directory} has no {FILES[0]}: copy it from the model's hub repository")
     settings, config = _read_object(path), _read_object(directory / "config.json")
     if path.name == FILES[-1]:
-        settings = settings.get("feature_extractor")
-        if not isinstance(settings, dict):
+        if not isinstance(settings.get("feature_extractor"), dict):
             raise BackboneError(f"{path} has no feature_extractor")
+        settings = settings["feature_extractor"]
     name = settings.get("feature_extractor_type") or EXTRACTORS.get(str(config.get("model_type")))
     if name not in EXTRACTORS.values():
         known = ", ".join(sorted(set(EXTRACTORS.values())))
