@@ -131,7 +131,7 @@ class MediaInputs:
         path = inside(self._root, file)
         if not path.is_file():
             raise MediaError("file not found")
-        return self._columns.setdefault((file, column), BinaryColumn(path, column, self._near))[row]
+        return self._columns.setdefault((file, column), BinaryColumn(path, column, self._near))[row] or None
 
 
 def _media(config: ModalityConfig, catalogue: pl.DataFrame) -> pl.Series:

@@ -56,7 +56,7 @@ class BinaryColumn:
         self._file: pa.parquet.ParquetFile | None = None
         self._starts: list[int] = []
         self._reading: Iterator[pa.RecordBatch] = iter(())
-        self._next = -1
+        self._group, self._next = -1, 0
         self._kept: deque[tuple[int, pa.Array]] = deque(maxlen=-(-near // _SLICE) + 2)
 
     def __reduce__(self) -> tuple:
@@ -100,6 +100,7 @@ class BinaryColumn:
         group = next((g for g, end in enumerate(self._starts[1:]) if row < end), None)
         if group is None:
             raise DataError(f"{self._path} has no row {row}: it holds {self._starts[-1]}")
-        if not self._starts[group] <= self._next <= row:
+        if group != self._group or self._next > row:
+            self._group = group
             self._reading = self._file.iter_batches(_SLICE, row_groups=[group], columns=[self._column])
             self._next = self._starts[group]
