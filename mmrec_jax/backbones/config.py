@@ -135,7 +135,7 @@ class ExtractionConfig:
     image_batch: int = 0
     video_batch: int = 0
     audio_batch: int = 0
-    commit_batches: int = 8
+    commit_batches: int = 16
     decode_threads: int = 2
     decode_processes: int = 0
     max_pixels: int = 100_000_000

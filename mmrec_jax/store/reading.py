@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
 import grain
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 def read_ahead(
     read: Callable[[Any], T], pieces: Sequence | np.ndarray, threads: int, ahead: int, processes: int = 0
-) -> Iterator[T]:
+) -> Generator[T]:
     """What `read` makes of each piece, in order.
 
     Args:
