@@ -55,8 +55,8 @@ def build(folder: Path, captions: Sequence[str], media: Mapping[str, Sequence[Pa
     (folder / table["picture"][4]).unlink()
     table.write_csv(folder / "items.csv")
     rng = np.random.default_rng(0)
-    with (folder / "interactions.csv").open("w", newline="") as file:
-        log = csv.writer(file)
+    with (folder / "interactions.csv").open("w", newline="") as written:
+        log = csv.writer(written)
         log.writerow(["user", "item", "timestamp"])
         for user in range(users):
             # Each user walks through neighbouring items, so that there is something to learn.
@@ -68,8 +68,15 @@ def random_videomae(folder: Path) -> Path:
     """A tiny VideoMAE with random weights, in Hugging Face layout."""
     import transformers
 
-    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
-    settings = transformers.VideoMAEConfig(**sizes, image_size=64, patch_size=16, num_frames=8)
+    settings = transformers.VideoMAEConfig(
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        image_size=64,
+        patch_size=16,
+        num_frames=8,
+    )
     transformers.VideoMAEModel(settings).save_pretrained(folder)
     edges = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
     processor = {"image_processor_type": "VideoMAEImageProcessor", **edges}

@@ -14,7 +14,7 @@ WIDTHS = (64, 128)  # tokens of a row
 LEAST = 8  # tokens that a text takes at least, on average, where a row is full of texts
 
 
-def fill_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
+def fill_rows(lengths: Sequence[int] | Int[np.ndarray, " text"], width: int) -> list[list[int]]:
     """Which texts share a row of `width` tokens: the longest first, each where the least room is left for it.
 
     Args:

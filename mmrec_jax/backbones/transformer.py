@@ -147,6 +147,7 @@ def visible_keys(
 
     A mask of whole numbers says which of several texts of a row a token belongs to: each sees those of its own text.
     """
+    padding: Visible | None
     if mask is not None and jnp.issubdtype(mask.dtype, jnp.integer):
         padding = mask[:, None, :, None] == mask[:, None, None, :]
     else:

@@ -97,9 +97,9 @@ class BinaryColumn:
             self._starts = [0]
             for group in range(meta.num_row_groups):
                 self._starts.append(self._starts[-1] + meta.row_group(group).num_rows)
-        group = next((g for g, end in enumerate(self._starts[1:]) if row < end), None)
-        if group is None:
+        if row >= self._starts[-1]:
             raise DataError(f"{self._path} has no row {row}: it holds {self._starts[-1]}")
+        group = next(group for group, end in enumerate(self._starts[1:]) if row < end)
         if group != self._group or self._next > row:
             self._group = group
             self._reading = self._file.iter_batches(_SLICE, row_groups=[group], columns=[self._column])

@@ -188,7 +188,7 @@ class GroupExtraction:
         ahead = 2 * self.batch
         near = (ahead + config.decode_threads) * max(1, config.decode_processes)
         media = MediaInputs(self.any, preprocess, self.catalogue, self.media_root, config, near)
-        places = np.concatenate(blocks) if blocks else []
+        places = np.concatenate(blocks) if blocks else np.zeros(0, np.int64)
         yield from read_ahead(media, places, config.decode_threads, ahead, config.decode_processes)
 
     def _through(
