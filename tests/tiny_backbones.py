@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 GOLDEN = Path(__file__).resolve().parent / "backbones" / "golden"
+BYTE_LEVEL_TEXTS = ["def fit(self, x):", "Éclair, c! 棚", "  two  spaces", "long " * 40]
 
 
 def golden(name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -30,8 +31,16 @@ def write_backbone(folder: Path, name: str = "bert", weights: dict[str, np.ndarr
     config = {**json.loads(metadata["config"]), **changes}
     (folder / "config.json").write_text(json.dumps(config))
     save_file(golden_weights(tensors) if weights is None else weights, folder / "model.safetensors")
-    if name.startswith("bert"):
+    if "0/inputs/ids" in tensors:
         write_tokenizer(folder / "tokenizer.json")
+    elif "0/inputs/sound" in tensors:
+        extractor = {
+            "ast": {"feature_extractor_type": "ASTFeatureExtractor", "max_length": 38, "num_mel_bins": 20},
+            "whisper": {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 8, "chunk_length": 1},
+            "wav2vec2": {"sampling_rate": 16_000, "do_normalize": True},
+            "hubert": {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": False},
+        }[name]
+        (folder / "preprocessor_config.json").write_text(json.dumps(extractor))
     else:
         processor = {
             "image_processor_type": "BitImageProcessor",
@@ -69,3 +78,20 @@ def write_tokenizer(path: Path) -> None:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     tokenizer.save(str(path))
+
+
+def write_byte_level(folder: Path) -> Path:
+    """RoBERTa's files, with pairs learned from a few texts."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"], initial_alphabet=alphabet
+    )
+    tokenizer.train_from_iterator(BYTE_LEVEL_TEXTS * 2, trainer)
+    folder.mkdir(exist_ok=True)
+    tokenizer.model.save(str(folder))
+    (folder / "config.json").write_text(json.dumps({"model_type": "roberta"}))
+    return folder

@@ -9,11 +9,19 @@ if TYPE_CHECKING:
     from mmrec_jax.backbones.backbone import Backbone, load
     from mmrec_jax.backbones.family import Tokens
     from mmrec_jax.backbones.pooling import pool
+    from mmrec_jax.backbones.registry import find_family, preset
 
-__all__ = ["Backbone", "ExtractionConfig", "ModalityConfig", "Tokens", "load", "pool"]
+__all__ = ["Backbone", "ExtractionConfig", "ModalityConfig", "Tokens", "find_family", "load", "pool", "preset"]
 
 # Configs are read by every command, also by those that never touch an encoder: JAX is imported when first needed.
-_LAZY = {"Backbone": "backbone", "load": "backbone", "Tokens": "family", "pool": "pooling"}
+_LAZY = {
+    "Backbone": "backbone",
+    "load": "backbone",
+    "Tokens": "family",
+    "pool": "pooling",
+    "find_family": "registry",
+    "preset": "registry",
+}
 
 
 def __getattr__(name: str) -> Any:

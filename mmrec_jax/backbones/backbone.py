@@ -8,19 +8,27 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
+from flax import traverse_util
+from jax.sharding import Mesh
 from jaxtyping import Array
 
-from mmrec_jax.backbones.family import Encoder, Family, Tokens
-from mmrec_jax.backbones.image import ImagePreprocessor, read_image_preprocessor
+from mmrec_jax.backbones.audio_features import AudioPreprocessor, read_audio_preprocessor
+from mmrec_jax.backbones.family import Encoder, Family, Sound, Tokens, computed_as
+from mmrec_jax.backbones.image import read_image_preprocessor
+from mmrec_jax.backbones.media import Preprocessor
 from mmrec_jax.backbones.registry import find_family
+from mmrec_jax.backbones.sharding import parameter_shardings
 from mmrec_jax.backbones.source import locate
 from mmrec_jax.backbones.text import TextPreprocessor, read_text_preprocessor
 from mmrec_jax.backbones.transformer import BlockMethod, TransformerConfig
-from mmrec_jax.backbones.weights import WEIGHTS_FILE, map_weights, read_tensors, sha256_of
+from mmrec_jax.backbones.video import VideoPreprocessor
+from mmrec_jax.backbones.weights import Tensors, map_weights, sha256_of, weight_files
 from mmrec_jax.errors import BackboneError, ConfigError
 from mmrec_jax.types import Params
+
+MAX_SECONDS = 30.0  # of a recording, where nothing else is said
+FRAMES = 8  # of a video, where an image encoder reads them and nothing else is said
 
 
 @dataclass(frozen=True)
@@ -31,11 +39,14 @@ class Backbone:
         spec: how it was named: directory, hub id or package:NAME.
         family: its family, with `model_type` and `kind`.
         model: `model.apply({"params": params}, inputs)` gives depth + 1 hidden states [batch token width];
-            inputs are `Tokens` for text and float pixels [batch height width channel] for images.
-        params: float32 arrays.
+            inputs are `Tokens` for text, float pixels [batch height width channel] for images, [batch frame height
+            width channel] for video encoders, and `Sound` for audio.
+        params: arrays of the dtype asked for, float32 by default.
         sizes: width, depth and the rest of the transformer core.
-        preprocess: texts -> token ids, or image -> pixels.
-        weights_sha256: of the weights file.
+        preprocess: texts -> token ids, image -> pixels, frames -> pixels, or samples -> samples or spectrogram.
+        weights_sha256: of the weights files.
+        class_tokens: how many of the first tokens "cls" pooling averages; 0 where it has none to take.
+        registers: how many tokens after those are registers.
     """
 
     spec: str
@@ -43,54 +54,96 @@ class Backbone:
     model: nn.Module
     params: Params
     sizes: TransformerConfig
-    preprocess: TextPreprocessor | ImagePreprocessor
+    preprocess: Preprocessor
     weights_sha256: str
+    class_tokens: int = 1
+    registers: int = 0
 
-    def hidden_states(self, inputs: Tokens | Array) -> tuple[Array, ...]:
+    @property
+    def framewise(self) -> bool:
+        """Whether an image encoder reads the frames of a video, each like an image."""
+        return self.family.kind == "image" and isinstance(self.preprocess, VideoPreprocessor)
+
+    def hidden_states(self, inputs: Tokens | Array | Sound) -> tuple[Array, ...]:
         """Every layer's hidden states [batch token width], 0 being the embedding output."""
         return _apply(self.model, self.params, inputs)
 
 
 @partial(jax.jit, static_argnums=0)
-def _apply(model: nn.Module, params: Params, inputs: Tokens | Array) -> tuple[Array, ...]:
+def _apply(model: nn.Module, params: Params, inputs: Tokens | Array | Sound) -> tuple[Array, ...]:
     states = model.apply({"params": params}, inputs)
     assert isinstance(states, tuple)
     return states
 
 
-def load(spec: str, *, revision: str = "", max_tokens: int = 0, method: BlockMethod | None = None) -> Backbone:
+def load(
+    spec: str,
+    *,
+    kind: str = "",
+    revision: str = "",
+    max_tokens: int = 0,
+    max_seconds: float = MAX_SECONDS,
+    frames: int = 0,
+    method: BlockMethod | None = None,
+    dtype: str = "float32",
+    remat: bool = False,
+    mesh: Mesh | None = None,
+) -> Backbone:
     """Loads a backbone.
 
     Args:
         spec: a local directory, "package:NAME", or a hub id.
+        kind: "text", "image", "video" or "audio"; needed where a model encodes several kinds (CLIP), and where an
+            image encoder is to read the frames of videos.
         revision: branch, tag or commit of a hub id.
         max_tokens: texts are cut to this many tokens; 0 is as many as the encoder has positions for.
+        max_seconds: recordings are cut after this, or after the encoder's window where that is shorter.
+        frames: of a video; 0 is as many as a video encoder takes, and 8 for an image encoder.
         method: applied at the named places of each block; the parameters it makes are not part of `params`.
+        dtype: "float32" or "bfloat16" of the parameters, hidden states and matrix products.
+        remat: whether a backward pass computes each block again, which saves memory and costs a third more time.
+        mesh: with an axis "model", over which the parameters are split (`backbones/sharding.py`); they are read one
+            after another, so that no host or device holds all of them at once.
 
     Raises:
         BackboneError: the files are missing, of an unknown kind, or do not fit together.
-        ConfigError: `max_tokens` is more than the encoder has positions for.
+        ConfigError: `max_tokens` is more than the encoder has positions for, `frames` is not what a video encoder
+            takes, or the dtype is unknown.
     """
     directory = locate(spec, revision)
     config = read_config(directory)
-    family = find_family(config.get("model_type"), str(directory / "config.json"))
-    encoder = family.build(config, None)
+    family = find_family(config.get("model_type"), str(directory / "config.json"), kind)
+    encoder = computed_as(family.build(config, None), dtype, remat)
     expected = jax.eval_shape(encoder.module.init, jax.random.key(0), encoder.example)["params"]
-    path = directory / WEIGHTS_FILE
-    params = map_weights(read_tensors(path), encoder.weight_map, expected, str(path))
-    preprocess = (
-        _text(directory, encoder, max_tokens or encoder.max_tokens)
-        if family.kind == "text"
-        else read_image_preprocessor(directory)
+    files = weight_files(directory)
+    shardings = parameter_shardings(expected, encoder.transformer, mesh) if mesh else {}
+    places = traverse_util.flatten_dict(shardings, sep="/")
+    params = map_weights(
+        Tensors(files),
+        encoder.weight_map,
+        expected,
+        str(files[0] if len(files) == 1 else directory),
+        lambda path, made: jax.device_put(made.astype(dtype, copy=False), places.get(path)),
     )
+    preprocess: Preprocessor
+    if family.kind == "text":
+        preprocess = _text(directory, encoder, max_tokens or encoder.max_tokens)
+    elif family.kind == "audio":
+        preprocess = _audio(directory, encoder, max_seconds)
+    elif "video" in (kind, family.kind):
+        preprocess = _video(directory, family, encoder, frames)
+    else:
+        preprocess = read_image_preprocessor(directory)
     return Backbone(
         spec=spec,
         family=family,
-        model=family.build(config, method).module,
-        params=jax.tree.map(jnp.asarray, params),
+        model=computed_as(family.build(config, method), dtype, remat).module,
+        params=params,
         sizes=encoder.transformer,
         preprocess=preprocess,
-        weights_sha256=sha256_of([path]),
+        weights_sha256=sha256_of(files),
+        class_tokens=encoder.class_tokens,
+        registers=encoder.registers,
     )
 
 
@@ -108,7 +161,45 @@ def _text(directory: Path, encoder: Encoder, max_tokens: int) -> TextPreprocesso
     return preprocess
 
 
-def identify(spec: str, kind: str, max_tokens: int, revision: str = "") -> dict:
+def _audio(directory: Path, encoder: Encoder, max_seconds: float) -> AudioPreprocessor:
+    """The feature extractor; its spectrograms have the size that the encoder takes."""
+    preprocess = read_audio_preprocessor(directory, max_seconds)
+    assert isinstance(encoder.example, Sound)
+    takes = encoder.example.values.shape[1:]
+    # Encoders of samples take any number of them.
+    if preprocess.shape != (takes if len(takes) > 1 else ()):
+        raise BackboneError(
+            f"{directory}: preprocessor_config.json makes {_size(preprocess.shape)}, but the encoder of config.json "
+            f"takes {_size(takes if len(takes) > 1 else ())}"
+        )
+    return preprocess
+
+
+def _video(directory: Path, family: Family, encoder: Encoder, frames: int) -> VideoPreprocessor:
+    """The frames' preprocessing; a video encoder takes frames of one number and size."""
+    image = read_image_preprocessor(directory)
+    if family.kind == "image":
+        return VideoPreprocessor(image, frames or FRAMES)
+    assert isinstance(encoder.example, Array)
+    takes, size = encoder.example.shape[1], encoder.example.shape[2:4]
+    if frames not in (0, takes):
+        raise ConfigError(f"frames is {frames}, but the video encoder at {directory} takes {takes}: leave it at 0")
+    if image.output != size:
+        made = f"frames of {image.output[0]} x {image.output[1]} pixels" if image.output else "frames of several sizes"
+        raise BackboneError(
+            f"{directory}: preprocessor_config.json makes {made}, but the encoder of config.json takes "
+            f"{size[0]} x {size[1]}"
+        )
+    return VideoPreprocessor(image, takes)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"spectrograms of {shape[0]} frames with {shape[1]} bins" if shape else "samples"
+
+
+def identify(
+    spec: str, kind: str, max_tokens: int, revision: str = "", max_seconds: float = MAX_SECONDS, frames: int = 0
+) -> dict:
     """What tells one backbone from another, without loading it or using the network.
 
     Returns:
@@ -118,12 +209,18 @@ def identify(spec: str, kind: str, max_tokens: int, revision: str = "") -> dict:
         BackboneError: the files are not on this machine.
     """
     directory = locate(spec, revision, local_only=True)
-    path = directory / WEIGHTS_FILE
-    if not path.is_file():
-        raise BackboneError(f"{directory} has no {path.name}")
-    text = kind == "text"
-    preprocess = read_text_preprocessor(directory, max_tokens) if text else read_image_preprocessor(directory)
-    return {"weights_sha256": sha256_of([path]), "preprocessing": preprocess.fingerprint}
+    preprocess: Preprocessor
+    if kind == "text":
+        preprocess = read_text_preprocessor(directory, max_tokens)
+    elif kind == "audio":
+        preprocess = read_audio_preprocessor(directory, max_seconds)
+    elif kind == "video":
+        config = read_config(directory)
+        family = find_family(config.get("model_type"), str(directory / "config.json"), kind)
+        preprocess = _video(directory, family, family.build(config, None), frames)
+    else:
+        preprocess = read_image_preprocessor(directory)
+    return {"weights_sha256": sha256_of(weight_files(directory)), "preprocessing": preprocess.fingerprint}
 
 
 def read_config(directory: Path) -> dict:

@@ -4,42 +4,44 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mmrec_jax.backbones.medium import MediaError, Medium, open_medium
 from mmrec_jax.errors import BackboneError
 
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+CROP = {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}}
+HALF = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
+CLIP = {"resample": 3, "size": {"shortest_edge": 224}, **CROP, "image_mean": CLIP_MEAN, "image_std": CLIP_STD}
+SQUARE = {"size": {"height": 224, "width": 224}, "do_center_crop": False, **HALF}
 PROCESSORS = {
-    # image_processor_type (without Fast/Pil) -> its defaults in transformers 5.23
-    "BitImageProcessor": {
-        "resample": 3,
-        "size": {"shortest_edge": 224},
-        "do_center_crop": True,
-        "crop_size": {"height": 224, "width": 224},
-        "image_mean": (0.48145466, 0.4578275, 0.40821073),
-        "image_std": (0.26862954, 0.26130258, 0.27577711),
-    },
-    "ViTImageProcessor": {
-        "resample": 2,
-        "size": {"height": 224, "width": 224},
-        "do_center_crop": False,
-        "image_mean": (0.5, 0.5, 0.5),
-        "image_std": (0.5, 0.5, 0.5),
-    },
+    # image_processor_type (without Fast/Pil) -> its defaults in transformers 5.24; "square" is what one number means
+    "BitImageProcessor": {**CLIP, "square": False},
+    "CLIPImageProcessor": {**CLIP, "square": False},
+    "DeiTImageProcessor": {"resample": 3, "size": {"height": 256, "width": 256}, **CROP, **HALF, "square": True},
+    "SiglipImageProcessor": {"resample": 3, **SQUARE, "square": False},
+    "ViTImageProcessor": {"resample": 2, **SQUARE, "square": True},
+    "VideoMAEImageProcessor": {"resample": 2, "size": {"shortest_edge": 224}, **CROP, **HALF, "square": False},
 }
-OLD_NAMES = {"ViTFeatureExtractor": "ViTImageProcessor"}
-
-
-class MediaError(Exception):
-    """A medium of one item that is missing or broken; extraction goes on without it."""
+FORMATS = (
+    # Of what Pillow reads; EPS stays out, since it is a program that Ghostscript would run.
+    *("AVIF", "BMP", "DDS", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI"),
+    *("SGI", "TGA", "TIFF", "WEBP", "XBM", "XPM"),
+)
+FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+"""Where transformers keeps a processor, newest last; the last one holds those of several kinds."""
+NAME_KEYS = ("image_processor_type", "video_processor_type", "feature_extractor_type")
 
 
 @contextmanager
@@ -67,19 +69,22 @@ def _image_errors() -> Iterator[None]:
         raise MediaError(f"broken image: {str(error) or type(error).__name__}") from error
 
 
-def read_image(path: Path, max_pixels: int) -> Image.Image:
+@cache
+def known_formats() -> list[str]:
+    """Those of `FORMATS` that Pillow was built with."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def read_image(medium: Medium, max_pixels: int) -> Image.Image:
     """An RGB image, upright by its EXIF orientation; the first frame of an animation.
 
     Transparent pixels are laid over white; CMYK, palette, grey and 16-bit images become RGB.
 
     Raises:
-        MediaError: the file is absent, empty, truncated, no image, or has more than `max_pixels` pixels.
+        MediaError: the medium is absent, empty, truncated, no image, or has more than `max_pixels` pixels.
     """
-    if not path.is_file():
-        raise MediaError("file not found")
-    if path.stat().st_size == 0:
-        raise MediaError("empty file (zero bytes)")
-    with _image_errors(), Image.open(path) as opened:
+    with open_medium(medium) as file, _image_errors(), Image.open(file, formats=known_formats()) as opened:
         # Checked before decoding: the header's size decides how much memory the pixels take.
         if opened.width * opened.height > max_pixels:
             raise MediaError(f"too large: {opened.width} x {opened.height} pixels, at most {max_pixels} are allowed")
@@ -126,6 +131,11 @@ class ImagePreprocessor:
         """What its result depends on, as JSON values."""
         return json.loads(json.dumps(asdict(self)))
 
+    @property
+    def output(self) -> tuple[int, ...]:
+        """Height and width of every image after it; () where they depend on the image."""
+        return self.crop or self.size
+
     def __call__(self, image: Image.Image) -> Float[np.ndarray, "height width channel"]:
         """Pixels as the encoder takes them, float32."""
         if self.shortest_edge or self.size:
@@ -162,20 +172,22 @@ def centre_crop(pixels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def read_image_preprocessor(directory: Path) -> ImagePreprocessor:
-    """The preprocessing that a backbone's preprocessor_config.json asks for.
+    """The preprocessing that a backbone's processor file asks for.
 
     Raises:
         BackboneError: the file is absent, of an unknown processor, or without a usable size.
     """
-    path = directory / "preprocessor_config.json"
-    if not path.is_file():
-        raise BackboneError(f"{directory} has no preprocessor_config.json: copy it from the model's hub repository")
+    path = next((directory / name for name in FILES if (directory / name).is_file()), None)
+    if path is None:
+        raise BackboneError(f"{directory} has no {FILES[0]}: copy it from the model's hub repository")
     try:
         config = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BackboneError(f"{path} is not valid JSON: {error}") from error
-    named = config.get("image_processor_type") or config.get("feature_extractor_type") or ""
-    name = OLD_NAMES.get(named, named).removesuffix("Fast").removesuffix("Pil")
+    if path.name == FILES[-1]:
+        config = config.get("image_processor") or config.get("video_processor") or {}
+    named = next((config[key] for key in NAME_KEYS if config.get(key)), "")
+    name = re.sub(r"(FeatureExtractor|VideoProcessor|ImageProcessor(Fast|Pil)?)$", "ImageProcessor", str(named))
     if name not in PROCESSORS:
         raise BackboneError(f"{path}: image processor {named!r} is unknown; known are {', '.join(PROCESSORS)}")
     config = {**PROCESSORS[name], **{key: value for key, value in config.items() if value is not None}}
@@ -188,8 +200,7 @@ def read_image_preprocessor(directory: Path) -> ImagePreprocessor:
 def _preprocessor(config: dict) -> ImagePreprocessor:
     size, crop = config["size"], config.get("crop_size")
     if isinstance(size, int):
-        # One number: the shorter edge where the image is cropped afterwards, else a square.
-        size = {"shortest_edge": size} if config["do_center_crop"] else {"height": size, "width": size}
+        size = {"height": size, "width": size} if config["square"] else {"shortest_edge": size}
     if isinstance(crop, int):
         crop = {"height": crop, "width": crop}
     resized = config.get("do_resize", True)

@@ -1,21 +1,28 @@
-"""Raw media of items to a backbone's inputs; a broken or missing medium is a reason, not the end."""
+"""Raw media of items to a backbone's inputs; a broken or missing medium is a reason, not the end.
+
+What is here runs in decoding workers too, threads or processes: it never touches a device.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import polars as pl
 
-from mmrec_jax.backbones.config import ModalityConfig
-from mmrec_jax.backbones.image import ImagePreprocessor, MediaError, read_image
-from mmrec_jax.backbones.text import TextPreprocessor, clean, fill_template
+from mmrec_jax.backbones.audio_features import AudioPreprocessor
+from mmrec_jax.backbones.config import ExtractionConfig, ModalityConfig, template_columns
+from mmrec_jax.backbones.image import ImagePreprocessor, read_image
+from mmrec_jax.backbones.medium import MediaError, Medium
+from mmrec_jax.backbones.text import TextPreprocessor, clean, fill_template, filled
+from mmrec_jax.backbones.video import Bounds, VideoPreprocessor
+from mmrec_jax.data.binary import BinaryColumn, parse_reference
+from mmrec_jax.errors import ConfigError
 
-ABSENCE = {"text": "empty text", "image": "no path in the catalogue"}
-"""By kind of modality, why an item is absent without having failed."""
+Preprocessor = TextPreprocessor | ImagePreprocessor | VideoPreprocessor | AudioPreprocessor
 
 
 @dataclass(frozen=True)
@@ -31,34 +38,14 @@ class Missing:
     failed: bool
 
 
-def text_inputs(
-    config: ModalityConfig, preprocess: TextPreprocessor, catalogue: pl.DataFrame
-) -> list[np.ndarray | Missing]:
-    """Token ids of each item's text, or why there are none."""
-    texts = [clean(text) for text in fill_template(config.template, catalogue)]
-    ids = preprocess(texts)
-    return [i if text else Missing(ABSENCE["text"], failed=False) for text, i in zip(texts, ids, strict=True)]
+Input = np.ndarray | Missing
+"""An item's token ids [token], pixels [height width channel], frames [frame height width channel], or sound
+[time *bin]; or why there is none."""
 
 
-def image_inputs(
-    config: ModalityConfig,
-    preprocess: ImagePreprocessor,
-    catalogue: pl.DataFrame,
-    media_root: Path,
-    max_pixels: int,
-    threads: Executor,
-) -> list[np.ndarray | Missing]:
-    """Pixels of each item's image, or why there are none."""
-
-    def read(path: str) -> np.ndarray | Missing:
-        if not path:
-            return Missing(ABSENCE["image"], failed=False)
-        try:
-            return preprocess(read_image(inside(media_root, path), max_pixels))
-        except MediaError as error:
-            return Missing(str(error), failed=True)
-
-    return list(threads.map(read, fill_template(config.source, catalogue)))
+def absence(kind: str) -> str:
+    """Why an item is absent without having failed."""
+    return "empty text" if kind == "text" else f"no {kind} in the catalogue"
 
 
 def inside(root: Path, path: str) -> Path:
@@ -76,4 +63,93 @@ def inside(root: Path, path: str) -> Path:
     return full
 
 
-Reader = Callable[[pl.DataFrame], list[np.ndarray | Missing]]
+class TextInputs:
+    """The items' texts as token ids, a group of items at a time."""
+
+    def __init__(self, config: ModalityConfig, preprocess: TextPreprocessor, catalogue: pl.DataFrame):
+        """Raises ConfigError where the catalogue lacks a column of the template, or one of them holds media."""
+        fill_template(config.template, catalogue.head(0))
+        self._template, self._preprocess = config.template, preprocess
+        self._columns = catalogue.select(sorted(set(template_columns(config.template)[1])))
+        for column in self._columns:
+            first = column.drop_nulls().head(1)
+            if column.dtype == pl.Binary or (column.dtype == pl.String and len(first) and parse_reference(first[0])):
+                raise ConfigError(f"the template {config.template!r} names the column {column.name!r}, which is binary")
+
+    def __call__(self, places: np.ndarray) -> list[Input]:
+        """Token ids of each item's text, or why there are none."""
+        texts = [clean(text) for text in fill_template(self._template, self._columns[places])]
+        empty = Missing(absence("text"), failed=False)
+        # A text of nothing but what the tokenizer drops (zero-width signs) has no tokens either.
+        made = zip(texts, self._preprocess(texts), strict=True)
+        return [ids if text and len(ids) else empty for text, ids in made]
+
+
+class MediaInputs:
+    """The items' files, or bytes, as what the encoder takes; one item at a time."""
+
+    def __init__(
+        self,
+        config: ModalityConfig,
+        preprocess: Preprocessor,
+        catalogue: pl.DataFrame,
+        root: Path,
+        limits: ExtractionConfig,
+        near: int,
+    ):
+        """Args:
+        config: what the media are.
+        preprocess: the backbone's.
+        catalogue: one row an item.
+        root: folder that paths are relative to.
+        limits: on the media's size.
+        near: how far apart items that are asked for at a time may be.
+
+        Raises:
+            ConfigError: the catalogue lacks a column.
+        """
+        self._media = _media(config, catalogue)
+        self._kind, self._root, self._near = config.kind, root, near
+        self._decode = _decoder(preprocess, limits)
+        self._columns: dict[tuple[str, str], BinaryColumn] = {}
+
+    def __call__(self, place: int) -> Input:
+        """An item's input, or why there is none."""
+        try:
+            medium = self._medium(self._media[int(place)])
+            return Missing(absence(self._kind), failed=False) if medium is None else self._decode(medium)
+        except MediaError as error:
+            return Missing(str(error), failed=True)
+
+    def _medium(self, named: str | bytes | None) -> Medium | None:
+        if not named or isinstance(named, bytes):
+            return named or None
+        reference = parse_reference(named)
+        if reference is None:
+            return inside(self._root, named)
+        file, column, row = reference
+        path = inside(self._root, file)
+        if not path.is_file():
+            raise MediaError("file not found")
+        return self._columns.setdefault((file, column), BinaryColumn(path, column, self._near))[row] or None
+
+
+def _media(config: ModalityConfig, catalogue: pl.DataFrame) -> pl.Series:
+    """Each item's path, reference or bytes; empty or null where it has none."""
+    if config.column and config.column in catalogue.columns and catalogue[config.column].dtype == pl.Binary:
+        return catalogue[config.column]
+    return filled(config.source, catalogue)
+
+
+def _decoder(preprocess: Preprocessor, limits: ExtractionConfig) -> Callable[[Medium], np.ndarray]:
+    if isinstance(preprocess, ImagePreprocessor):
+        return partial(_image, preprocess, limits.max_pixels)
+    if isinstance(preprocess, VideoPreprocessor):
+        return partial(preprocess.read, bounds=Bounds(limits.max_pixels, limits.max_video_seconds))
+    if isinstance(preprocess, AudioPreprocessor):
+        return preprocess.read
+    raise TypeError(f"{type(preprocess).__name__} reads no files")
+
+
+def _image(preprocess: ImagePreprocessor, max_pixels: int, medium: Medium) -> np.ndarray:
+    return preprocess(read_image(medium, max_pixels))

@@ -12,13 +12,19 @@ import numpy as np
 import polars as pl
 
 from mmrec_jax.backbones.config import template_columns
-from mmrec_jax.errors import BackboneError, ConfigError
+from mmrec_jax.backbones.vocabulary import read_tokenizer, tokenizer_files
+from mmrec_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
 def fill_template(template: str, catalogue: pl.DataFrame) -> list[str]:
+    """As `filled`, as a list."""
+    return filled(template, catalogue).to_list()
+
+
+def filled(template: str, catalogue: pl.DataFrame) -> pl.Series:
     """A text for every item: "" where all of the template's columns are empty.
 
     Raises:
@@ -32,10 +38,8 @@ def fill_template(template: str, catalogue: pl.DataFrame) -> list[str]:
         )
     values = [pl.col(column).cast(pl.String).fill_null("").str.strip_chars() for column in columns]
     escaped = "{}".join(literal.replace("{", "{{").replace("}", "}}") for literal in literals)
-    filled = (
-        pl.when(pl.any_horizontal([v != "" for v in values])).then(pl.format(escaped, *values)).otherwise(pl.lit(""))
-    )
-    return catalogue.select(filled.alias("text"))["text"].to_list()
+    text = pl.when(pl.any_horizontal([v != "" for v in values])).then(pl.format(escaped, *values))
+    return catalogue.select(text.otherwise(pl.lit("")).alias("text"))["text"]
 
 
 def clean(text: str) -> str:
@@ -66,21 +70,10 @@ def read_text_preprocessor(directory: Path, max_tokens: int) -> TextPreprocessor
     """The tokenizer of a backbone's directory.
 
     Raises:
-        BackboneError: there is no readable tokenizer.json.
+        BackboneError: there is no readable tokenizer.
     """
-    from tokenizers import Tokenizer
-
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise BackboneError(
-            f"{directory} has no tokenizer.json: save the fast tokenizer there "
-            "(transformers: AutoTokenizer.from_pretrained(...).save_pretrained(directory))"
-        )
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise BackboneError(f"{path} cannot be read as a tokenizer: {error}") from error
+    tokenizer = read_tokenizer(directory)
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_tokens)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in tokenizer_files(directory))).hexdigest()
     return TextPreprocessor(tokenizer, max_tokens, {"tokenizer_sha256": digest, "max_tokens": max_tokens})

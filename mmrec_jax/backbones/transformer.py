@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
+
+from mmrec_jax.backbones.gelu import gelu
+from mmrec_jax.backbones.rotary import Rotary, Turn, rotate, turn_of_positions
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_new": partial(jax.nn.gelu, approximate=True),
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -22,36 +25,61 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "swish": jax.nn.silu,
 }
 
-PLACES = ("query", "key", "value", "attention_out", "attention", "up", "gate", "down", "feed_forward")
+PROJECTIONS = frozenset({"query", "key", "value", "attention_out", "up", "gate", "down"})
+PARTS = ("attention", "feed_forward")
+BLOCK_PLACES = (*PARTS, "feed_forward_residual", "block")
+PLACES = (*sorted(PROJECTIONS), *BLOCK_PLACES)
 
-BlockMethod = Callable[[str, int, str], nn.Module | None]
-"""`method(place, layer, name)` puts a trainable module at a place of a block, without editing the block.
 
-It is asked once for every place of `PLACES` in every block (`layer` counts from 0) and returns None to leave
-the place as it is, or a Linen module made with `name=name`, which is called as `module(inputs, outputs)` with
-what the place takes and what it gives, and whose result goes on in place of `outputs`. The projections are
-"query", "key", "value", "attention_out", "up", "gate" and "down" (LoRA adds to their outputs); "attention" is
-the whole attention (a bottleneck after attention works on its outputs); "feed_forward" is the whole
-feed-forward (a parallel adapter adds a function of its inputs). The module's parameters lie under
-`added_<place>` beside those of the place.
-"""
+class BlockMethod(Protocol):
+    """`method(place, layer, name)` puts a trainable module at a place of a block, without editing the block.
+
+    It is asked once for every place of `PLACES` in every block (`layer` counts from 0) and returns None to leave
+    the place as it is, or a Linen module made with `name=name`, which is called as `module(inputs, outputs)` with
+    what the place takes and what it gives, and whose result, in the dtype of `outputs`, goes on in their place.
+    Its parameters lie under `added_<place>` beside those of the place.
+
+    - "query", "key", "value", "attention_out", "up", "gate", "down": the projections (LoRA adds to their outputs);
+    - "attention": the whole attention, before its residual (a bottleneck after attention works on its outputs);
+    - "feed_forward": the whole feed-forward, before its residual (a parallel adapter adds a function of its inputs,
+      which a pre-norm block has normalised);
+    - "feed_forward_residual": from the residual stream before the feed-forward to that after it (a parallel adapter
+      that reads the stream as it is);
+    - "block": from what enters the block to what leaves it (an adapter after the feed-forward's residual).
+
+    A multiway encoder asks once for each branch and names it, `method(place, layer, name, branch="vision")`; its
+    place "block" is one for all branches, which share its module (`branch` is "").
+    """
+
+    def __call__(self, place: str, layer: int, name: str, *, branch: str = "") -> nn.Module | None: ...
 
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """What distinguishes one transformer encoder from another.
+    """What distinguishes one transformer encoder from another, and how it is computed.
 
     Attributes:
         width: features of a token.
         depth: number of blocks.
-        heads: attention heads; each has width / heads features.
+        heads: attention heads of the queries.
         hidden: features between the two projections of the feed-forward.
         activation: a key of `ACTIVATIONS`.
         norm: "pre" normalises the input of attention and feed-forward, "post" the sum after each.
-        norm_epsilon: added to the variance in layer normalisation.
-        qkv_bias: whether query, key and value projections have biases.
+        norm_epsilon: added to the variance (or mean square) in normalisation.
+        norm_kind: "layer" subtracts the mean, divides by the deviation and has a bias; "rms" (arXiv 1910.07467)
+            divides by the root mean square and has none.
+        biased: the projections with biases, of `PROJECTIONS`.
+        key_heads: heads of keys and values, each shared by heads / key_heads queries (arXiv 2305.13245); 0 is `heads`.
+        head_width: features of a head; 0 is width / heads.
+        causal: whether a token attends to itself and those before it only.
+        rotary: rotary positions; None has none in the blocks.
         layer_scale: whether a learned vector scales attention's and feed-forward's outputs.
         gated: whether the feed-forward is activation(gate x) * (up x) (SwiGLU when the activation is silu).
+        last_tokens: how many of the first tokens leave the last block, where no more are used; 0 is all.
+        sub_norm: whether attention normalises before `attention_out`, and the feed-forward before `down`
+            (arXiv 2210.06423).
+        remat: whether the backward pass computes each block again instead of keeping what is inside it.
+        dtype: "float32" or "bfloat16" of the hidden states and products; norms, softmax and rotation stay in float32.
     """
 
     width: int
@@ -61,57 +89,131 @@ class TransformerConfig:
     activation: str
     norm: Literal["pre", "post"]
     norm_epsilon: float
-    qkv_bias: bool = True
+    norm_kind: Literal["layer", "rms"] = "layer"
+    biased: frozenset[str] = PROJECTIONS
+    key_heads: int = 0
+    head_width: int = 0
+    causal: bool = False
+    rotary: Rotary | None = None
     layer_scale: bool = False
     gated: bool = False
+    last_tokens: int = 0
+    sub_norm: bool = False
+    remat: bool = False
+    dtype: str = "float32"
+
+    @property
+    def features_per_head(self) -> int:
+        """Width of one head."""
+        return self.head_width or self.width // self.heads
+
+
+def make_norm(config: TransformerConfig, name: str | None = None) -> nn.LayerNorm | nn.RMSNorm:
+    """A normalisation of the core's kind; it computes in float32 and gives the core's dtype."""
+    kind = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}[config.norm_kind]
+    return kind(epsilon=config.norm_epsilon, dtype=config.dtype, use_fast_variance=False, name=name)
 
 
 class Projection(nn.Module):
     """A dense layer at a named place, where a method may add to it."""
 
+    config: TransformerConfig
     features: int
     place: str
     layer: int
-    use_bias: bool = True
     method: BlockMethod | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch token in"]) -> Float[Array, "batch token out"]:
-        dense = nn.Dense(self.features, use_bias=self.use_bias, name="dense")(x)
+        biased = self.place in self.config.biased
+        dense = nn.Dense(self.features, use_bias=biased, dtype=self.config.dtype, name="dense")(x)
         return apply_method(self.method, self.place, self.layer, x, dense)
 
 
 def apply_method(method: BlockMethod | None, place: str, layer: int, inputs: Array, outputs: Array) -> Array:
     """Lets `method` replace a place's outputs; the compact module that calls this owns what it makes."""
     module = method(place, layer, f"added_{place}") if method else None
-    return outputs if module is None else module(inputs, outputs)
+    return outputs if module is None else module(inputs, outputs).astype(outputs.dtype)
+
+
+Visible = Bool[Array, "batch_or_1 1 query_or_1 key"]
+"""True where a query may attend to a key."""
+
+
+def visible_keys(
+    mask: Bool[Array, "batch token"] | Int[Array, "batch token"] | None, causal: bool, length: int
+) -> Visible | None:
+    """Which keys each query sees, of tokens that are not padding; None where every query sees every key.
+
+    A mask of whole numbers says which of several texts of a row a token belongs to: each sees those of its own text.
+    """
+    padding: Visible | None
+    if mask is not None and jnp.issubdtype(mask.dtype, jnp.integer):
+        padding = mask[:, None, :, None] == mask[:, None, None, :]
+    else:
+        padding = None if mask is None else mask[:, None, None, :]
+    if not causal:
+        return padding
+    before = jnp.tril(jnp.ones((length, length), bool))[None, None]
+    return before if padding is None else before & padding
+
+
+Heads = Float[Array, "batch token head feature"]
 
 
 class Attention(nn.Module):
-    """Bidirectional multi-head self-attention with scores / sqrt(head width)."""
+    """Multi-head self-attention with scores / sqrt(head width), in three steps: `heads`, `attend`, `gather`."""
 
     config: TransformerConfig
     layer: int
     method: BlockMethod | None = None
 
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch token width"], mask: Bool[Array, "batch token"] | None
-    ) -> Float[Array, "batch token width"]:
+    def setup(self) -> None:
         c = self.config
-        head_width = c.width // c.heads
+        key_heads = c.key_heads or c.heads
+        for place, features in (
+            ("query", c.heads * c.features_per_head),
+            ("key", key_heads * c.features_per_head),
+            ("value", key_heads * c.features_per_head),
+            ("attention_out", c.width),
+        ):
+            setattr(self, place, Projection(c, features, place, self.layer, self.method))
+        if c.sub_norm:
+            self.sub_norm = make_norm(c)
 
-        def project(place: str) -> Float[Array, "batch token head feature"]:
-            made = Projection(c.width, place, self.layer, c.qkv_bias, self.method, name=place)(x)
-            return made.reshape(*made.shape[:-1], c.heads, head_width)
+    def __call__(
+        self, x: Float[Array, "batch token width"], visible: Visible | None, turn: Turn | None
+    ) -> Float[Array, "batch token width"]:
+        return self.gather(attend(*self.heads(x, turn), visible))
 
-        query, key, value = project("query"), project("key"), project("value")
-        scores = jnp.einsum("bqhf,bkhf->bhqk", query, key) * head_width**-0.5
-        if mask is not None:
-            scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
-        mixed = jnp.einsum("bhqk,bkhf->bqhf", jax.nn.softmax(scores, axis=-1), value)
-        mixed = mixed.reshape(x.shape)
-        return Projection(c.width, "attention_out", self.layer, True, self.method, name="attention_out")(mixed)
+    def heads(self, x: Float[Array, "batch token width"], turn: Turn | None) -> tuple[Heads, Heads, Heads]:
+        """Queries, keys and values, the same number of heads each."""
+        c = self.config
+        query, key, value = (
+            made.reshape(*made.shape[:-1], -1, c.features_per_head)
+            for made in (self.query(x), self.key(x), self.value(x))
+        )
+        if turn is not None:
+            query, key = rotate(query, turn), rotate(key, turn)
+        if c.key_heads and c.key_heads != c.heads:
+            key, value = (jnp.repeat(shared, c.heads // c.key_heads, axis=2) for shared in (key, value))
+        return query, key, value
+
+    def gather(self, mixed: Heads) -> Float[Array, "batch token width"]:
+        """What the heads have attended to, as features of the residual stream."""
+        mixed = mixed.reshape(*mixed.shape[:-2], -1)
+        return self.attention_out(self.sub_norm(mixed) if self.config.sub_norm else mixed)
+
+
+def attend(query: Heads, key: Heads, value: Heads, visible: Visible | None) -> Heads:
+    """Values averaged by the softmax of scores, which is in float32."""
+    # Heads before tokens: products over the middle axes are several times slower on CPU.
+    query, key, value = (part.swapaxes(1, 2) for part in (query, key, value))
+    scores = jnp.einsum("bhqf,bhkf->bhqk", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    if visible is not None:
+        scores = jnp.where(visible, scores, jnp.finfo(scores.dtype).min)
+    shares = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("bhqk,bhkf->bhqf", shares, value).swapaxes(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -124,39 +226,68 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch token width"]) -> Float[Array, "batch token width"]:
         c = self.config
-        up = Projection(c.hidden, "up", self.layer, True, self.method, name="up")(x)
+        up = Projection(c, c.hidden, "up", self.layer, self.method, name="up")(x)
         if c.gated:
-            gate = Projection(c.hidden, "gate", self.layer, True, self.method, name="gate")(x)
+            gate = Projection(c, c.hidden, "gate", self.layer, self.method, name="gate")(x)
             inner = ACTIVATIONS[c.activation](gate) * up
         else:
             inner = ACTIVATIONS[c.activation](up)
-        return Projection(c.width, "down", self.layer, True, self.method, name="down")(inner)
+        if c.sub_norm:
+            inner = make_norm(c, "sub_norm")(inner)
+        return Projection(c, c.width, "down", self.layer, self.method, name="down")(inner)
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each with its residual, normalisation and optional layer scale."""
+    """Attention and feed-forward, each with its residual, normalisation and optional layer scale.
+
+    It comes in two steps around `attend`, so that the blocks of several branches can attend jointly.
+    """
 
     config: TransformerConfig
     layer: int
     method: BlockMethod | None = None
 
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch token width"], mask: Bool[Array, "batch token"] | None
-    ) -> Float[Array, "batch token width"]:
-        attention = Attention(self.config, self.layer, self.method, name="attention")
-        feed_forward = FeedForward(self.config, self.layer, self.method, name="feed_forward")
-        x = self._residual("attention", lambda inputs: attention(inputs, mask), x)
-        return self._residual("feed_forward", feed_forward, x)
-
-    def _residual(self, place: str, function: Callable[[Array], Array], x: Array) -> Array:
+    def setup(self) -> None:
         c = self.config
-        norm = nn.LayerNorm(epsilon=c.norm_epsilon, name=f"{place}_norm", use_fast_variance=False)
-        inputs = norm(x) if c.norm == "pre" else x
-        outputs = apply_method(self.method, place, self.layer, inputs, function(inputs))
+        self.attention = Attention(c, self.layer, self.method)
+        self.feed_forward = FeedForward(c, self.layer, self.method)
+        self.norms = {part: make_norm(c, f"{part}_norm") for part in PARTS}
         if c.layer_scale:
-            outputs = outputs * self.param(f"{place}_scale", nn.initializers.ones, (c.width,))
-        return x + outputs if c.norm == "pre" else norm(x + outputs)
+            self.scales = {part: self.param(f"{part}_scale", nn.initializers.ones, (c.width,)) for part in PARTS}
+        if self.method:
+            self.added = {place: self.method(place, self.layer, f"added_{place}") for place in BLOCK_PLACES}
+
+    def __call__(
+        self, x: Float[Array, "batch token width"], visible: Visible | None, turn: Turn | None
+    ) -> Float[Array, "batch token width"]:
+        query, key, value = self.heads(x, turn)
+        if self.layer == self.config.depth - 1 and (first := self.config.last_tokens):
+            query, x, visible = query[:, :first], x[:, :first], None if visible is None else visible[:, :, :first]
+        return self.finish(x, attend(query, key, value, visible))
+
+    def heads(self, x: Float[Array, "batch token width"], turn: Turn | None) -> tuple[Heads, Heads, Heads]:
+        """Queries, keys and values of what enters the block."""
+        return self.attention.heads(self._entering("attention", x), turn)
+
+    def finish(self, x: Float[Array, "batch token width"], mixed: Heads) -> Float[Array, "batch token width"]:
+        """What leaves the block, of what enters it and of what its heads attended to."""
+        middle = self._residual("attention", x, self.attention.gather(mixed))
+        outputs = self._residual("feed_forward", middle, self.feed_forward(self._entering("feed_forward", middle)))
+        outputs = self._with_method("feed_forward_residual", middle, outputs)
+        return self._with_method("block", x, outputs)
+
+    def _entering(self, part: str, x: Array) -> Array:
+        return self.norms[part](x) if self.config.norm == "pre" else x
+
+    def _residual(self, part: str, x: Array, outputs: Array) -> Array:
+        outputs = self._with_method(part, self._entering(part, x), outputs)
+        if self.config.layer_scale:
+            outputs = outputs * self.scales[part].astype(outputs.dtype)
+        return x + outputs if self.config.norm == "pre" else self.norms[part](x + outputs)
+
+    def _with_method(self, place: str, inputs: Array, outputs: Array) -> Array:
+        module = self.added[place] if self.method else None
+        return outputs if module is None else module(inputs, outputs).astype(outputs.dtype)
 
 
 class Transformer(nn.Module):
@@ -167,11 +298,20 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch token width"], mask: Bool[Array, "batch token"] | None = None
+        self,
+        x: Float[Array, "batch token width"],
+        mask: Bool[Array, "batch token"] | Int[Array, "batch token"] | None = None,
     ) -> tuple[Float[Array, "batch token width"], ...]:
-        """Depth + 1 hidden states, index 0 being `x`; nothing attends to tokens whose `mask` is False."""
-        states = [x]
-        for layer in range(self.config.depth):
-            x = Block(self.config, layer, self.method, name=f"block_{layer}")(x, mask)
-            states.append(x)
+        """Depth + 1 hidden states, index 0 being `x`; nothing attends to tokens whose `mask` is False.
+
+        A mask of whole numbers is as in `visible_keys`.
+        """
+        c = self.config
+        length = x.shape[1]
+        visible = visible_keys(mask, c.causal, length)
+        turn = turn_of_positions(c.rotary, c.features_per_head, length) if c.rotary else None
+        block = nn.remat(Block) if c.remat else Block
+        states = [x.astype(c.dtype)]
+        for layer in range(c.depth):
+            states.append(block(c, layer, self.method, name=f"block_{layer}")(states[-1], visible, turn))
         return tuple(states)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from jaxtyping import Int
 
+from mmrec_jax.data.binary import bytes_path, references
 from mmrec_jax.errors import DataError
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -75,6 +76,26 @@ def read_table(path: Path, columns: list[str] | None = None) -> Table:
     return read_text(path, delimiter="\t" if path.suffix == ".tsv" else ",")
 
 
+def read_items(path: Path, id_column: str) -> Table:
+    """Reads a file of items; columns of media as bytes, in a Parquet file, hold references instead.
+
+    Only extraction reads the bytes, one by one: they may be more than the memory holds.
+
+    Raises:
+        DataError: as `read_table`.
+    """
+    if path.suffix != ".parquet":
+        return read_table(path)
+    schema = _parquet_schema(path)
+    paths = {field.name: bytes_path(field) for field in schema if field.name != id_column}
+    table = read_table(path, [field.name for field in schema if not paths.get(field.name)])
+    for column, inside in paths.items():
+        if inside:
+            made = references(path.name, inside, len(table))
+            table = replace(table, columns=table.columns.append_column(column, made))
+    return table
+
+
 def read_text(path: Path, *, delimiter: str, header: bool = True, quoted: bool = True) -> Table:
     """Reads a text table in UTF-8; every column stays a string, and empty lines are passed over.
 
@@ -120,7 +141,7 @@ def read_text(path: Path, *, delimiter: str, header: bool = True, quoted: bool =
 def _read_parquet(path: Path, columns: list[str] | None) -> Table:
     try:
         if columns is not None:
-            present = pyarrow.parquet.read_schema(path).names
+            present = _parquet_schema(path).names
             columns = [name for name in dict.fromkeys(columns) if name in present] or None
         table = pyarrow.parquet.read_table(path, columns=columns)
     except (pa.ArrowException, OSError) as error:
@@ -128,6 +149,13 @@ def _read_parquet(path: Path, columns: list[str] | None) -> Table:
     if not table.num_rows:
         raise DataError(f"{path} holds no record.")
     return Table(path.name, table)
+
+
+def _parquet_schema(path: Path) -> pa.Schema:
+    try:
+        return pyarrow.parquet.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as parquet: {error}") from error
 
 
 def _column_names(path: Path, delimiter: str, header: bool, quoted: bool) -> list[str]:

@@ -24,7 +24,7 @@ from mmrec_jax.data.checks import (
     some_values,
 )
 from mmrec_jax.data.config import DataConfig
-from mmrec_jax.data.files import Table, read_table, read_text
+from mmrec_jax.data.files import Table, read_items, read_table, read_text
 from mmrec_jax.data.layouts import Source
 from mmrec_jax.data.log import Log
 from mmrec_jax.errors import DataError
@@ -226,5 +226,6 @@ def _catalogue(source: Source, events: _Events, bad: BadRows) -> pl.DataFrame:
         catalogue = check_catalogue(table, source.catalogue_item, bad)
         catalogue = catalogue.rename({"f1": "title"}, strict=False)
         return catalogue.with_columns(unescape_html(catalogue["title"])) if "title" in catalogue.columns else catalogue
-    table = _read_atomic(source.items) if source.layout == "recbole" else read_table(source.items)
+    recbole = source.layout == "recbole"
+    table = _read_atomic(source.items) if recbole else read_items(source.items, source.catalogue_item)
     return check_catalogue(table, source.catalogue_item, bad)

@@ -66,8 +66,16 @@ def write_json(files: ts.KvStore, name: str, content: object) -> None:
         files.write(name, json.dumps(content, indent=1, ensure_ascii=False).encode()).result()
 
 
-def create_array(files: ts.KvStore, name: str, shape: tuple[int, ...], dtype: str) -> None:
-    """Makes a zarr3 array of zeros in place of any other, in files of some 4 MB along its first axis."""
+def create_array(files: ts.KvStore, name: str, shape: tuple[int, ...], dtype: str, rows: int = 0) -> None:
+    """Makes a zarr3 array of zeros in place of any other, in files along its first axis.
+
+    Args:
+        files: the store.
+        name: of the array.
+        shape: of all of it.
+        dtype: of its elements.
+        rows: entries of the first axis in one file; 0 is as many as make up some 4 MB.
+    """
     row = int(np.prod(shape[1:], dtype=np.int64)) * ts.dtype(dtype).numpy_dtype.itemsize
     # As many files as the size asks for, of equal length: a file is always as large as its full chunk.
     files_needed = max(1, -(-shape[0] * row // CHUNK_BYTES))
@@ -76,7 +84,7 @@ def create_array(files: ts.KvStore, name: str, shape: tuple[int, ...], dtype: st
         "data_type": dtype,
         "chunk_grid": {
             "name": "regular",
-            "configuration": {"chunk_shape": [max(1, -(-shape[0] // files_needed)), *shape[1:]]},
+            "configuration": {"chunk_shape": [rows or max(1, -(-shape[0] // files_needed)), *shape[1:]]},
         },
         "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, *CODECS.get(dtype, [])],
         "fill_value": 0,
@@ -96,6 +104,20 @@ def open_array(files: ts.KvStore, name: str) -> ts.TensorStore:
 def chunk_rows(array: ts.TensorStore) -> int:
     """How many entries of the first axis lie in one file."""
     return array.spec().to_json()["metadata"]["chunk_grid"]["configuration"]["chunk_shape"][0]
+
+
+def read_lines(files: ts.KvStore, folder: str) -> Iterator[dict]:
+    """The records of all JSON lines files in a folder, in the order of the files' names."""
+    with store_errors(f"{files.url}{folder} cannot be read"):
+        names = sorted(name.decode() for name in (files / f"{folder}/").list().result())
+        for name in names:
+            yield from map(json.loads, files.read(f"{folder}/{name}").result().value.splitlines())
+
+
+def write_lines(files: ts.KvStore, name: str, records: list[dict]) -> None:
+    """Replaces a file of JSON lines at once."""
+    with store_errors(f"{files.url}{name} cannot be written"):
+        files.write(name, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode()).result()
 
 
 def _open(files: ts.KvStore, name: str, options: dict) -> ts.TensorStore:

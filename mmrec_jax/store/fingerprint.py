@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmrec_jax.backbones.backbone import Backbone, identify
+from mmrec_jax.backbones.backbone import FRAMES, Backbone, identify
 from mmrec_jax.backbones.config import ModalityConfig, resolve_layers
+from mmrec_jax.backbones.registry import find_family
 from mmrec_jax.errors import BackboneError, ConfigError
 
 EXTRACTION_VERSION = 1  # grows when the same media and weights would give other states
@@ -13,6 +14,9 @@ EXTRACTION_VERSION = 1  # grows when the same media and weights would give other
 
 def make_fingerprint(config: ModalityConfig, backbone: Backbone) -> dict:
     """Everything that stored states depend on but the media themselves, as JSON values."""
+    frame_pooling = {"frame_pooling": config.frame_pooling} if config.kind == "video" else {}
+    # Named where it is not what it was before it could be chosen.
+    compute_dtype = {"compute_dtype": config.compute_dtype} if config.compute_dtype != "float32" else {}
     return {
         "kind": config.kind,
         "backbone": config.backbone,
@@ -25,6 +29,8 @@ def make_fingerprint(config: ModalityConfig, backbone: Backbone) -> dict:
         "template": config.source,
         "pooling": config.pooling,
         "extraction_version": EXTRACTION_VERSION,
+        **frame_pooling,
+        **compute_dtype,
     }
 
 
@@ -40,13 +46,22 @@ def differences(config: ModalityConfig, stored: dict, stored_layers: tuple[int, 
         "pooling": config.pooling,
         "extraction_version": EXTRACTION_VERSION,
     }
+    if config.kind == "video":
+        asked["frame_pooling"] = config.frame_pooling
+    asked["compute_dtype"] = config.compute_dtype
+    kept = {"compute_dtype": "float32", **stored}
     found = [
-        f"{key} is {stored.get(key)!r} in the store and {value!r} in the config"
+        f"{key} is {kept.get(key)!r} in the store and {value!r} in the config"
         for key, value in asked.items()
-        if stored.get(key) != value
+        if kept.get(key) != value
     ]
-    if config.kind == "text" and (kept := stored["preprocessing"].get("max_tokens")) != config.max_tokens:
-        found.append(f"max_tokens is {kept} in the store and {config.max_tokens} in the config")
+    if config.kind == "text" and (tokens := stored["preprocessing"].get("max_tokens")) != config.max_tokens:
+        found.append(f"max_tokens is {tokens} in the store and {config.max_tokens} in the config")
+    # A video encoder takes one number of frames only; an image encoder as many as are asked for.
+    if config.kind == stored["kind"] == "video" and find_family(stored["model_type"], "store", "video").kind == "image":
+        taken, frames = stored["preprocessing"]["frames"], config.frames or FRAMES
+        if taken != frames:
+            found.append(f"frames is {taken} in the store and {frames} in the config")
     try:
         wanted = resolve_layers(config.layers, stored["depth"], "layers")
         if lacking := [layer for layer in wanted if layer not in stored_layers]:
@@ -64,7 +79,9 @@ def _backbone_differences(config: ModalityConfig, stored: dict) -> list[str]:
             return [f"revision is {stored['revision']!r} in the store and {config.revision!r} in the config"]
         return []
     try:
-        here = identify(config.backbone, config.kind, config.max_tokens, config.revision)
+        here = identify(
+            config.backbone, config.kind, config.max_tokens, config.revision, config.max_seconds, config.frames
+        )
     except BackboneError as error:
         if same_name:
             return []

@@ -22,7 +22,11 @@ class _Rate(ProgressColumn):
 
 
 class ProgressLine:
-    """Shows how far a modality is; items finished in earlier runs count as done but not towards the rate."""
+    """Shows how far a modality is; items finished in earlier runs count as done but not towards the rate.
+
+    Attributes:
+        done: items finished in this run.
+    """
 
     def __init__(self, title: str, total: int, done: int, shown: bool):
         columns = (
@@ -33,10 +37,12 @@ class ProgressLine:
             TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, disable=not shown, speed_estimate_period=120)
+        self.done = 0
         self._task = self._progress.add_task(f"extract {title}", total=total, completed=done)
 
     def advance(self, items: int) -> None:
         """Counts finished items."""
+        self.done += items
         self._progress.advance(self._task, items)
 
     def __enter__(self) -> ProgressLine:

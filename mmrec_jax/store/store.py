@@ -29,6 +29,7 @@ from mmrec_jax.store.table import StateTable
 
 FORMAT = 1
 PENDING, PRESENT, ABSENT, FAILED = 0, 1, 2, 3
+STATUS_ROWS = 16384  # items in a file of status
 _NAMED = 5  # items listed in an error
 _READ_AHEAD = 4  # chunks in flight while a table is loaded
 
@@ -106,6 +107,11 @@ class HiddenStateStore:
             store._append(added)
         return store
 
+    def refresh(self) -> None:
+        """Finds out about modalities and items that another process has added."""
+        found = self.open(self.location)
+        self.item_ids, self.modalities = found.item_ids, found.modalities
+
     def add_modality(self, name: str, info: ModalityInfo) -> None:
         """Makes the empty arrays of a modality; nothing happens where the store has it already."""
         if name in self.modalities:
@@ -115,8 +121,10 @@ class HiddenStateStore:
         items, layers = len(self.item_ids), len(info.layers)
         create_array(self.files, f"{name}/values", (items, layers, info.width), info.dtype)
         if info.dtype == "int8":
-            create_array(self.files, f"{name}/scales", (items, layers), "float32")
-        create_array(self.files, f"{name}/status", (items,), "uint8")
+            # Files of as many items as those of the values, so that two processes seldom write to the same one.
+            rows = chunk_rows(open_array(self.files, f"{name}/values"))
+            create_array(self.files, f"{name}/scales", (items, layers), "float32", rows)
+        create_array(self.files, f"{name}/status", (items,), "uint8", STATUS_ROWS)
         self.modalities[name] = info
         self._write_info()
 

@@ -73,7 +73,7 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "resnet"}, "model_type 'resnet' is unknown; known are bert, dinov2, vit"),
+        ({"model_type": "resnet"}, "model_type 'resnet' is unknown; known are .*bert, .*dinov2"),
         ({"hidden_act": "mish"}, "hidden_act 'mish' is unknown"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ({"is_decoder": True}, "is_decoder"),
@@ -90,7 +90,7 @@ def test_a_config_that_cannot_be_built_says_which_key(changes: dict, message: st
 
 def test_a_missing_tokenizer_or_processor_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     (write_backbone(tmp_path / "text") / "tokenizer.json").unlink()
-    with pytest.raises(BackboneError, match=r"no tokenizer.json: save the fast tokenizer"):
+    with pytest.raises(BackboneError, match=r"no tokenizer.json, .*: save the fast tokenizer"):
         load(str(tmp_path / "text"))
     (write_backbone(tmp_path / "image", "vit") / "preprocessor_config.json").unlink()
     with pytest.raises(BackboneError, match=r"no preprocessor_config.json"):

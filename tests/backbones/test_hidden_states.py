@@ -18,18 +18,20 @@ from flax import traverse_util
 
 from mmrec_jax.backbones.backbone import Backbone, load
 from mmrec_jax.backbones.encode import Head, PooledEncoder, pad_tokens, padded_length
-from mmrec_jax.backbones.family import Tokens
+from mmrec_jax.backbones.family import Sound, Tokens
 from mmrec_jax.backbones.patches import bicubic_matrix, interpolate_positions
 from mmrec_jax.backbones.pooling import pool
 from mmrec_jax.backbones.transformer import PLACES
-from tests.tiny_backbones import golden, write_backbone
+from tests.tiny_backbones import GOLDEN, golden, write_backbone
 
-FAMILIES = ["bert", "bert_masked_lm", "vit", "dinov2", "dinov2_swiglu"]
+FAMILIES = sorted(path.stem for path in GOLDEN.glob("*.safetensors") if not path.stem.startswith("real_"))
 
 
-def case_inputs(tensors: dict[str, np.ndarray], case: int) -> Tokens | jax.Array:
+def case_inputs(tensors: dict[str, np.ndarray], case: int) -> Tokens | Sound | jax.Array:
     if f"{case}/inputs/ids" in tensors:
         return Tokens(jnp.asarray(tensors[f"{case}/inputs/ids"]), jnp.asarray(tensors[f"{case}/inputs/mask"]))
+    if f"{case}/inputs/sound" in tensors:
+        return Sound(jnp.asarray(tensors[f"{case}/inputs/sound"]), jnp.asarray(tensors[f"{case}/inputs/lengths"]))
     return jnp.asarray(tensors[f"{case}/inputs/pixels"])
 
 
@@ -46,7 +48,7 @@ def assert_layers_equal(states, tensors: dict[str, np.ndarray], case: int, keep=
 def test_every_layer_equals_transformers_with_padding_and_odd_sizes(name: str, tmp_path: Path) -> None:
     tensors, _ = golden(name)
     backbone = load(str(write_backbone(tmp_path, name)))
-    for case in range(1 if name.startswith("bert") else 2):
+    for case in sorted({int(key.split("/")[0]) for key in tensors if "/states/" in key}):
         states = backbone.hidden_states(case_inputs(tensors, case))
         assert_layers_equal(states, tensors, case)
         last = backbone.model.apply({"params": backbone.params}, states[-1], method="final_norm")
@@ -54,7 +56,7 @@ def test_every_layer_equals_transformers_with_padding_and_odd_sizes(name: str, t
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("name", ["minilm-l6", "dinov2-small"])
+@pytest.mark.parametrize("name", ["minilm-l6", "dinov2-small", "whisper-tiny-en-encoder"])
 def test_real_weights_give_the_states_of_transformers(name: str, shared: Path) -> None:
     tensors, metadata = golden(f"real_{name}")
     backbone = load(str(shared / "weights" / name))
@@ -64,6 +66,9 @@ def test_real_weights_give_the_states_of_transformers(name: str, shared: Path) -
         for row, tokens in enumerate(ids):
             np.testing.assert_array_equal(tokens, np.asarray(inputs.ids)[row, : len(tokens)])
             assert np.asarray(inputs.mask)[row].sum() == len(tokens)
+    elif name == "whisper-tiny-en-encoder":
+        values = np.sin(np.mgrid[:3000, :80].prod(0) / 40).astype(np.float32)[None]
+        inputs = Sound(jnp.asarray(values), jnp.asarray([3000]))
     else:
         grid = np.mgrid[:224, :210].astype(np.float32) / 40
         pixels = np.stack([np.sin(grid[0]), np.cos(grid[1]), np.sin(grid.sum(0))], axis=-1)[None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,8 @@ from PIL import Image
 from mmrec_jax.backbones.backbone import load
 from mmrec_jax.backbones.config import ExtractionConfig, ModalityConfig, resolve_layers
 from mmrec_jax.backbones.image import MediaError, centre_crop, read_image, read_image_preprocessor
-from mmrec_jax.backbones.media import Missing, image_inputs, inside, text_inputs
-from mmrec_jax.backbones.text import fill_template
+from mmrec_jax.backbones.media import MediaInputs, Missing, TextInputs, inside
+from mmrec_jax.backbones.text import TextPreprocessor, fill_template
 from mmrec_jax.errors import BackboneError, ConfigError
 from tests.tiny_backbones import write_backbone
 
@@ -75,17 +74,30 @@ def test_broken_images_are_a_reason_each(tmp_path: Path) -> None:
         (tmp_path / f"cut_{name}").write_bytes(content[: len(content) // 2])
     (tmp_path / "zero.jpg").touch()
     (tmp_path / "text.jpg").write_text("<html>not found</html>")
+    (tmp_path / "program.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     reasons = {
         "cut_whole.jpg": "broken image",
         "cut_whole.png": "broken image",
         "zero.jpg": "empty file",
         "text.jpg": "not an image",
+        "program.jpg": "not an image",
         "none.jpg": "file not found",
         "whole.jpg": "too large: 64 x 64 pixels, at most 4095",
     }
     for name, reason in reasons.items():
         with pytest.raises(MediaError, match=reason):
             read_image(tmp_path / name, PIXELS if "cut" in name else 4095)
+
+
+def test_an_image_is_read_from_bytes_as_from_its_file(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    np.testing.assert_array_equal(np.asarray(read_image(content, PIXELS)), noise)
+    with pytest.raises(MediaError, match="zero bytes"):
+        read_image(b"", PIXELS)
+    with pytest.raises(MediaError, match="broken image"):
+        read_image(content[:60], PIXELS)
 
 
 def test_the_pixel_bound_holds_before_pixels_are_decoded(tmp_path: Path) -> None:
@@ -116,8 +128,8 @@ def test_each_item_gets_pixels_or_a_reason(tmp_path: Path) -> None:
     (tmp_path / "2.png").touch()
     catalogue = pl.DataFrame({"item": ["1", "2", "3", "4"], "cover": ["1.png", "2.png", None, "../4.png"]})
     modality = ModalityConfig("image", "x", column="cover")
-    with ThreadPoolExecutor(2) as threads:
-        made = image_inputs(modality, preprocess, catalogue, tmp_path, PIXELS, threads)
+    read = MediaInputs(modality, preprocess, catalogue, tmp_path, ExtractionConfig(), near=1)
+    made = [read(place) for place in range(4)]
     assert isinstance(made[0], np.ndarray)
     assert made[0].shape == (28, 28, 3)
     np.testing.assert_allclose(made[0][5, 5], [(1 - 0.5) / 0.2, -0.4 / 0.25, -0.3 / 0.3], rtol=1e-5)
@@ -127,7 +139,8 @@ def test_each_item_gets_pixels_or_a_reason(tmp_path: Path) -> None:
 def test_texts_lose_html_entities_and_empty_ones_are_missing(tmp_path: Path) -> None:
     preprocess = load(str(write_backbone(tmp_path)), max_tokens=6).preprocess
     catalogue = pl.DataFrame({"item": ["1", "2", "3", "4"], "title": ["a &amp; b", "  ", None, "abcdefgh"]})
-    made = text_inputs(ModalityConfig("text", "x", template="{title}"), preprocess, catalogue)
+    assert isinstance(preprocess, TextPreprocessor)
+    made = TextInputs(ModalityConfig("text", "x", template="{title}"), preprocess, catalogue)(np.arange(4))
     assert isinstance(made[0], np.ndarray)
     assert made[0].tolist() == [2, 8, 4, 9, 3]
     assert made[1] == made[2] == Missing("empty text", failed=False)
@@ -160,7 +173,7 @@ def test_a_template_holds_plain_column_names_only(template: str) -> None:
         ({"template": "{a}", "layers": (-1,)}, "negative"),
         ({"template": "{a}", "backbone": ""}, "needs a backbone"),
         ({"template": "{a}", "max_tokens": 2}, "max_tokens is 2"),
-        ({"template": "{a}", "column": "b"}, "are for images"),
+        ({"template": "{a}", "column": "b"}, "are for files"),
         ({"kind": "image"}, "exactly one of"),
         ({"kind": "image", "column": "a", "path_template": "{a}"}, "exactly one of"),
         ({"kind": "image", "column": "a", "template": "{a}"}, "is for text"),
@@ -171,7 +184,7 @@ def test_impossible_modalities_are_refused(values: dict, message: str) -> None:
         ModalityConfig(**values)
 
 
-@pytest.mark.parametrize("values", [{"dtype": "float16"}, {"text_batch": 0}, {"max_failure_share": 5.0}])
+@pytest.mark.parametrize("values", [{"dtype": "float16"}, {"text_batch": -1}, {"max_failure_share": 5.0}])
 def test_impossible_extraction_settings_are_refused(values: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
         ExtractionConfig(**values)

@@ -1,10 +1,11 @@
-"""A process for the tests of interrupted extraction: extracts a made-up catalogue into a store."""
+"""A process for the tests of interrupted and of shared extraction: extracts a made-up catalogue into a store."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import jax
 import polars as pl
 
 from mmrec_jax.backbones import ExtractionConfig, ModalityConfig
@@ -25,9 +26,12 @@ def run(backbone: Path, store: Path, items: int = 400, **settings) -> dict[str, 
         "title": ModalityConfig("text", str(backbone), template="{title}", layers=(0, 3), max_tokens=16),
         "first": ModalityConfig("text", str(backbone), template="{title}", layers=(3,), pooling="cls", max_tokens=16),
     }
-    config = ExtractionConfig(text_batch=4, commit_batches=2, progress=False, dtype="int8", **settings)
+    config = ExtractionConfig(text_batch=1, commit_batches=1, progress=False, dtype="int8", **settings)
     return extract(modalities, catalogue(items), backbone, store, config)
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), Path(sys.argv[2]))
+    if len(sys.argv) > 3:
+        port, index, count = map(int, sys.argv[3:])
+        jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
+    run(Path(sys.argv[1]), Path(sys.argv[2]), process_timeout=60)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +24,7 @@ from mmrec_jax.backbones.encode import PooledEncoder
 from mmrec_jax.backbones.family import Tokens
 from mmrec_jax.errors import BackboneError, ConfigError, StoreError, StoreMismatchError
 from mmrec_jax.store import HiddenStateStore, extract
+from mmrec_jax.store.store import PENDING
 from tests.store import extraction_run
 from tests.tiny_backbones import write_backbone
 
@@ -38,8 +41,9 @@ def counted_items(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     whole = PooledEncoder.__call__
 
     def counting(self: PooledEncoder, inputs):
-        calls.append(len(inputs))
-        return whole(self, inputs)
+        every = list(inputs)
+        calls.append(len(every))
+        return whole(self, every)
 
     monkeypatch.setattr(PooledEncoder, "__call__", counting)
     return calls
@@ -184,7 +188,7 @@ def test_other_preprocessing_of_the_same_weights_does_not_fit_the_store(tmp_path
 
 def test_a_backbone_of_another_kind_and_a_catalogue_without_ids_are_errors(tmp_path: Path) -> None:
     folder = write_backbone(tmp_path / "vit", "vit")
-    with pytest.raises(BackboneError, match="encodes image, but the modality's kind is text"):
+    with pytest.raises(BackboneError, match="encodes image, not text"):
         extract({"title": text(folder)}, extraction_run.catalogue(3), tmp_path, tmp_path / "store", QUIET)
     with pytest.raises(ConfigError, match="column 'item'"):
         extract({"title": text(folder)}, pl.DataFrame({"title": ["a"]}), tmp_path, tmp_path / "store", QUIET)
@@ -212,6 +216,46 @@ def test_killed_at_any_moment_and_started_again_the_store_is_the_same_to_the_byt
     assert {k: v for k, v in resumed.items() if k not in ignored} == {
         k: v for k, v in whole.items() if k not in ignored
     }
+
+
+def absent_items(items: int) -> list[str]:
+    return [f"item{i}" for i in range(0, items, 50)]
+
+
+def started(folder: Path, store: Path, count: int) -> list[subprocess.Popen]:
+    """Processes that share an extraction into `store`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tests.store.extraction_run", str(folder), str(store), str(port)]
+    return [subprocess.Popen([*command, str(i), str(count)], cwd=Path(__file__).parents[2]) for i in range(count)]
+
+
+@pytest.mark.slow
+def test_processes_share_a_catalogue_and_losing_one_costs_only_a_restart_with_any_number(tmp_path: Path) -> None:
+    folder, killed, alone = write_backbone(tmp_path / "bert"), tmp_path / "killed", tmp_path / "alone"
+    extraction_run.run(folder, tmp_path / "whole")
+    first, second = started(folder, killed, 2)
+    while not (killed / "title" / "status" / "c" / "0").exists() and second.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    for process in (second, first):
+        process.kill()
+        assert process.wait() != 0
+    status = HiddenStateStore.open(killed).status("title")
+    assert (status == PENDING).any()
+    assert (status != PENDING).any()
+    shutil.copytree(killed, alone)
+
+    for process in started(folder, killed, 2):
+        assert process.wait() == 0
+    extraction_run.run(folder, alone)
+    stores = [contents(place) for place in (tmp_path / "whole", killed, alone)]
+    reports = [json.loads(store.pop("extraction_report.json"))["title"] for store in stores]
+    assert stores[1] == stores[0]
+    assert stores[2] == stores[0]
+    assert [report["reasons"] for report in reports] == [dict.fromkeys(absent_items(400), "empty text")] * 3
+    assert [report["present"] for report in reports] == [392] * 3
 
 
 def contents(folder: Path) -> dict[str, bytes]:

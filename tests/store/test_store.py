@@ -177,6 +177,7 @@ def test_a_config_that_fits_passes_the_check(tmp_path: Path) -> None:
     [
         ({"template": "{title}. {plot}"}, r"template is '{title}' in the store and '{title}. {plot}' in the config"),
         ({"pooling": "cls"}, "pooling is 'mean' in the store and 'cls' in the config"),
+        ({"compute_dtype": "bfloat16"}, "compute_dtype is 'float32' in the store and 'bfloat16' in the config"),
         ({"max_tokens": 64}, "max_tokens is 30 in the store and 64 in the config"),
         ({"layers": (0, 1)}, r"layers \[1\] are not among the stored layers \[0, 2, 3\]"),
         ({"layers": (9,)}, "layers: layer 9 was asked for, but the backbone has hidden states 0 to 4"),

@@ -1,14 +1,16 @@
 """DINOv2 (arXiv 2304.07193): ViT with layer scale; the giant size has a SwiGLU feed-forward.
 
-Hidden states as in ViT: state `depth` comes before the final normalisation.
+Hidden states as in ViT: state `depth` comes before the final normalisation. DINOv2 with registers
+(arXiv 2309.16588) has learned tokens without positions between the class token and the patches.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from mmrec_jax.backbones.families.vit import vision_encoder
-from mmrec_jax.backbones.family import Encoder, Family, activation, block_weights, integer
+from mmrec_jax.backbones.families.vit import patches_of, vision_encoder
+from mmrec_jax.backbones.family import Encoder, Family, activation, biased_projections, block_weights, integer
+from mmrec_jax.backbones.patches import PatchEmbedding
 from mmrec_jax.backbones.transformer import BlockMethod, TransformerConfig
 from mmrec_jax.backbones.weights import Weight, dense
 
@@ -48,8 +50,8 @@ def gated_weights(depth: int) -> list[Weight]:
     return made
 
 
-def build(config: dict, method: BlockMethod | None) -> Encoder:
-    """A DINOv2 encoder from config.json."""
+def build(config: dict, method: BlockMethod | None, prefix: str, patch: int, registers: int = 0) -> Encoder:
+    """An encoder from config.json, which may leave the size of a patch out."""
     width = integer(config, "hidden_size")
     hidden = int(width * float(config.get("mlp_ratio", 4)))
     gated = bool(config.get("use_swiglu_ffn", False))
@@ -62,13 +64,47 @@ def build(config: dict, method: BlockMethod | None) -> Encoder:
         activation="silu" if gated else activation(config, "gelu"),
         norm="pre",
         norm_epsilon=float(config.get("layer_norm_eps", 1e-6)),
-        qkv_bias=bool(config.get("qkv_bias", True)),
+        biased=biased_projections(config),
         layer_scale=True,
         gated=gated,
     )
     names = ATTENTION if gated else {**ATTENTION, **PLAIN}
     blocks = block_weights(sizes, SOURCE, names) + (gated_weights(sizes.depth) if gated else [])
-    return vision_encoder({"patch_size": 14, **config}, sizes, blocks, "dinov2.", method)
+    embeddings = PatchEmbedding(width, *patches_of(config, patch), registers=registers, antialias=registers > 0)
+    return vision_encoder(config, sizes, blocks, prefix, method, embeddings)
 
 
-FAMILIES = (Family("dinov2", "image", build),)
+def build_plain(config: dict, method: BlockMethod | None) -> Encoder:
+    """A DINOv2 encoder from config.json."""
+    return build(config, method, "dinov2.", patch=14)
+
+
+def build_with_registers(config: dict, method: BlockMethod | None) -> Encoder:
+    """A DINOv2 encoder with registers from config.json."""
+    registers = integer(config, "num_register_tokens", 4, least=0)
+    return build(config, method, "dinov2_with_registers.", patch=16, registers=registers)
+
+
+def _sizes(model_type: str, **more) -> dict[str, dict]:
+    """The four published sizes; their feed-forward follows from `mlp_ratio`."""
+    common = {"model_type": model_type, "patch_size": 14, "image_size": 518, "mlp_ratio": 4, **more}
+    return {
+        name: {**common, "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads} | swiglu
+        for name, width, depth, heads, swiglu in (
+            ("small", 384, 12, 6, {}),
+            ("base", 768, 12, 12, {}),
+            ("large", 1024, 24, 16, {}),
+            ("giant", 1536, 40, 24, {"use_swiglu_ffn": True}),
+        )
+    }
+
+
+PLAIN_SIZES = {f"dinov2-{name}": config for name, config in _sizes("dinov2").items()}
+REGISTER_SIZES = {
+    f"dinov2-with-registers-{name}": config
+    for name, config in _sizes("dinov2_with_registers", num_register_tokens=4).items()
+}
+FAMILIES = (
+    Family("dinov2", "image", build_plain, PLAIN_SIZES),
+    Family("dinov2_with_registers", "image", build_with_registers, REGISTER_SIZES),
+)

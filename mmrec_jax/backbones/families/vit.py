@@ -11,9 +11,19 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from mmrec_jax.backbones.family import Encoder, Family, activation, block_weights, check_heads, integer, pair
+from mmrec_jax.backbones.family import (
+    Encoder,
+    Family,
+    activation,
+    biased_projections,
+    block_weights,
+    check_heads,
+    integer,
+    number,
+    pair,
+)
 from mmrec_jax.backbones.patches import PatchEmbedding
-from mmrec_jax.backbones.transformer import BlockMethod, Transformer, TransformerConfig
+from mmrec_jax.backbones.transformer import BlockMethod, Transformer, TransformerConfig, make_norm
 from mmrec_jax.backbones.weights import Weight, WeightMap, layer_norm
 
 BLOCK = {
@@ -35,29 +45,41 @@ IGNORED = {
 
 
 class VisionTransformer(nn.Module):
-    """Pixels to hidden states; the first token is the class token."""
+    """Pixels to hidden states.
+
+    Attributes:
+        config: sizes of the core.
+        embeddings: pixels to tokens.
+        first_norm: whether tokens are normalised before the first block.
+        last_norm: whether `final_norm` normalises.
+        method: applied at the blocks' places.
+    """
 
     config: TransformerConfig
-    patch: tuple[int, int]
-    grid: tuple[int, int]
+    embeddings: PatchEmbedding
+    first_norm: bool = False
+    last_norm: bool = True
     method: BlockMethod | None = None
 
     def setup(self) -> None:
-        self.embeddings = PatchEmbedding(self.config.width, self.patch, self.grid)
         self.transformer = Transformer(self.config, self.method)
-        self.norm = nn.LayerNorm(epsilon=self.config.norm_epsilon, use_fast_variance=False)
+        if self.first_norm:
+            self.pre_norm = make_norm(self.config)
+        if self.last_norm:
+            self.norm = make_norm(self.config)
 
     def __call__(
         self, pixels: Float[Array, "batch height width channel"]
     ) -> tuple[Float[Array, "batch token feature"], ...]:
-        states = self.transformer(self.embeddings(pixels))
+        tokens = self.embeddings(pixels)
+        states = self.transformer(self.pre_norm(tokens) if self.first_norm else tokens)
         if self.is_initializing():
-            self.norm(states[-1])
+            self.final_norm(states[-1])
         return states
 
     def final_norm(self, state: Float[Array, "batch token width"]) -> Float[Array, "batch token width"]:
         """transformers' last_hidden_state of the last hidden state."""
-        return self.norm(state)
+        return self.norm(state) if self.last_norm else jnp.asarray(state)
 
 
 def patch_kernel(tensor: np.ndarray) -> np.ndarray:
@@ -66,38 +88,96 @@ def patch_kernel(tensor: np.ndarray) -> np.ndarray:
 
 
 def vision_encoder(
-    config: dict, sizes: TransformerConfig, blocks: list[Weight], prefix: str, method: BlockMethod | None
+    config: dict,
+    sizes: TransformerConfig,
+    blocks: list[Weight],
+    prefix: str,
+    method: BlockMethod | None,
+    embeddings: PatchEmbedding | None = None,
 ) -> Encoder:
-    """A ViT-like encoder: the family says the core's sizes and the weights of the blocks."""
+    """A ViT-like encoder: the family says the core's sizes and the weights of the blocks, and how it embeds."""
     check_heads(sizes)
-    patch, image = pair(config, "patch_size", 16), pair(config, "image_size", 224)
-    grid = (image[0] // patch[0], image[1] // patch[1])
+    embeddings = embeddings or PatchEmbedding(sizes.width, *patches_of(config))
     weights = [
-        Weight("embeddings/cls_token", "embeddings.cls_token"),
+        *first_tokens(embeddings),
         Weight("embeddings/positions", "embeddings.position_embeddings"),
         Weight("embeddings/projection/kernel", "embeddings.patch_embeddings.projection.weight", patch_kernel),
         Weight("embeddings/projection/bias", "embeddings.patch_embeddings.projection.bias"),
         *blocks,
         *layer_norm("norm", "layernorm"),
     ]
-    module = VisionTransformer(sizes, patch, grid, method)
-    example = jnp.zeros((1, *patch, integer(config, "num_channels", 3)), jnp.float32)
-    return Encoder(module, sizes, WeightMap(tuple(weights), IGNORED, prefix), example)
+    return Encoder(
+        VisionTransformer(sizes, embeddings, method=method),
+        sizes,
+        WeightMap(tuple(weights), IGNORED, prefix),
+        pixel_example(config, embeddings.patch),
+        class_tokens=embeddings.class_tokens,
+        registers=embeddings.registers,
+    )
 
 
-def build(config: dict, method: BlockMethod | None) -> Encoder:
-    """A ViT encoder from config.json."""
-    sizes = TransformerConfig(
+def patches_of(config: dict, patch: int = 16) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Size of a patch, and rows and columns of patches in an image of config.json's size."""
+    high, wide = pair(config, "patch_size", patch)
+    height, width = pair(config, "image_size", 224)
+    return (high, wide), (height // high, width // wide)
+
+
+def pixel_example(config: dict, patch: tuple[int, int]) -> Float[Array, "1 height width channel"]:
+    """An image of one patch."""
+    return jnp.zeros((1, *patch, integer(config, "num_channels", 3)), jnp.float32)
+
+
+def first_tokens(embeddings: PatchEmbedding) -> list[Weight]:
+    """The class token, DeiT's distillation token, and the registers."""
+    names = ("embeddings.cls_token", "embeddings.distillation_token")[: embeddings.class_tokens]
+    made = [Weight("embeddings/cls_token", names, lambda *tokens: np.concatenate(tokens, axis=1))]
+    if embeddings.registers:
+        made.append(Weight("embeddings/registers", "embeddings.register_tokens"))
+    return made
+
+
+def sizes_of(config: dict, **defaults) -> TransformerConfig:
+    """The core's sizes under the names that most vision encoders use; `defaults` are those of config.json."""
+    config = {**defaults, **{key: value for key, value in config.items() if value is not None}}
+    return TransformerConfig(
         width=integer(config, "hidden_size"),
         depth=integer(config, "num_hidden_layers"),
         heads=integer(config, "num_attention_heads"),
         hidden=integer(config, "intermediate_size"),
         activation=activation(config, "gelu"),
         norm="pre",
-        norm_epsilon=float(config.get("layer_norm_eps", 1e-12)),
-        qkv_bias=bool(config.get("qkv_bias", True)),
+        norm_epsilon=number(config, "layer_norm_eps", 1e-12),
+        biased=biased_projections(config),
     )
+
+
+def build(config: dict, method: BlockMethod | None) -> Encoder:
+    """A ViT encoder from config.json."""
+    sizes = sizes_of(config)
     return vision_encoder(config, sizes, block_weights(sizes, "encoder.layer.{layer}.", BLOCK), "vit.", method)
 
 
-FAMILIES = (Family("vit", "image", build),)
+def size(model_type: str, width: int, depth: int, heads: int, patch: int, image: int, **more) -> dict:
+    """config.json of a published size; the feed-forward has four times the width unless `more` says otherwise."""
+    return {
+        "model_type": model_type,
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+        "patch_size": patch,
+        "image_size": image,
+        **more,
+    }
+
+
+PRESETS = {
+    "vit-base-patch16-224": size("vit", 768, 12, 12, 16, 224),
+    "vit-base-patch16-384": size("vit", 768, 12, 12, 16, 384),
+    "vit-base-patch32-384": size("vit", 768, 12, 12, 32, 384),
+    "vit-large-patch16-224": size("vit", 1024, 24, 16, 16, 224),
+    "vit-large-patch32-384": size("vit", 1024, 24, 16, 32, 384),
+    "vit-huge-patch14-224-in21k": size("vit", 1280, 32, 16, 14, 224),
+}
+FAMILIES = (Family("vit", "image", build, PRESETS),)
