@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AudioPreprocessor:
+class AudioPreprocessor(abc.ABC):
     """One recording to the encoder's input, and many of them to a batch.
 
     Attributes:
@@ -90,8 +91,9 @@ class AudioPreprocessor:
             values[row, len(recording) :] = self._silence(recording)
         return Sound(jnp.asarray(values), jnp.asarray(lengths))
 
+    @abc.abstractmethod
     def _features(self, samples: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
+        """Features of samples that are neither too few nor too many."""
 
     def _silence(self, recording: np.ndarray) -> float:
         """The value of padding beside a recording."""

@@ -165,13 +165,14 @@ class TrainingStream:
         positions = np.searchsorted(found, events).astype(np.int32)
         counts = np.bincount(positions.ravel(), minlength=len(found))
         counts[0] = 0
-        return SequenceBatch(
-            items=_filled(found, distinct, 0),
-            counts=_filled(counts, distinct, 0),
-            positions=_filled(positions, self._batch_size, 0),
-            steps=_filled(np.flatnonzero(events[:, :-1]), steps, self._batch_size * (self.rows.width - 1)),
-            users=_filled(users, self._batch_size, -1),
-        )  # type: ignore[arg-type]  # numpy leaves
+        leaves: dict[str, Any] = {
+            "items": _filled(found, distinct, 0),
+            "counts": _filled(counts, distinct, 0),
+            "positions": _filled(positions, self._batch_size, 0),
+            "steps": _filled(np.flatnonzero(events[:, :-1]), steps, self._batch_size * (self.rows.width - 1)),
+            "users": _filled(users, self._batch_size, -1),
+        }
+        return SequenceBatch(**leaves)
 
     def _choose_sizes(self, num_items: int, multiple: int) -> Int64[np.ndarray, "sizes 2"]:
         """Few pairs of sizes that fit most batches closely, found by trying, and one that no batch can exceed."""

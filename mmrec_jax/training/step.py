@@ -82,7 +82,7 @@ class TrainState:
 class Programs:
     """One function, compiled for each of the shapes it is called with, and nothing else kept.
 
-    `jax.jit` keeps, beside each program, all that it was made of: for the main job's step twice the program's own memory.
+    `jax.jit` keeps, beside each program, all that it was made of: for the main job's step as much memory again.
     """
 
     def __init__(self, function: Callable[..., Any], **options: Any):
@@ -96,7 +96,7 @@ class Programs:
     def compiled(self, shapes: Any, *arguments: Any) -> jax.stages.Compiled:
         """The program for arguments that `shapes` tells from others; compiled on the first call."""
         if shapes not in self._compiled:
-            jitted = jax.jit(self._function, **self._options)
+            jitted: Any = jax.jit(self._function, **self._options)
             # Tracing may move constants to the device; a program that is compiled may not move anything.
             with jax.transfer_guard("allow"):
                 self._compiled[shapes] = jitted.lower(*arguments).compile()
