@@ -33,7 +33,10 @@ def get_config(argument: str = ""):
     config.model.window = "chunks"
     config.fusion.expert = "identity"
     config.training.batch_size = 16
-    config.training.epochs = 20
+    config.scoring.similarity = "cosine"
+    config.training.epochs = 25
+    config.training.schedule = "cosine"
+    config.training.final_fraction = 0.05
     config.training.patience = 0
     config.baselines = ("popularity", "sasrec")
     if argument == "smoke":

@@ -21,7 +21,10 @@ def get_config(argument: str = ""):
     config.model.length = 50
     config.model.window = "chunks"
     config.training.batch_size = 16
-    config.training.epochs = 20
+    config.scoring.similarity = "cosine"
+    config.training.epochs = 25
+    config.training.schedule = "cosine"
+    config.training.final_fraction = 0.05
     config.training.patience = 0
     config.baselines = ("popularity",)
     if argument == "smoke":
