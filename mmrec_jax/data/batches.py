@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 _READ_AHEAD = 16
 _STEPS = 2**31  # the stream is endless
 _TRIAL_STEPS = 256
-_MOST_STEPS_TRIED = 20_000  # about a second
-_SIZE_QUANTILES = (0.25, 0.6, 0.9, 1.0)
+_MOST_STEPS_TRIED = 10_000  # about two seconds
+_SIZE_QUANTILES = (0.4, 0.9, 1.0)
+"""Of what the steps need: each size is a program to compile and to keep, and what it exceeds the need by is wasted."""
 
 
 class TrainingStream:
@@ -98,22 +99,15 @@ class TrainingStream:
         self._iterator.close()
         self._iterator = self._start(state["step"])
 
-    @functools.cached_property
-    def _occurring(self) -> list[int]:
-        if not 0 < self._epochs * self.batches_per_epoch <= _MOST_STEPS_TRIED:
-            return list(range(len(self._sizes)))
-        steps = range(self._epochs * self.batches_per_epoch)
-        return sorted({self._fitting(self._needed(self.rows.events(self._chosen(step)))) for step in steps})
-
     def sizes(self) -> list[tuple[int, int]]:
         """The sizes of the axes `distinct` and `step`, ascending: of all batches that there can be or, where `epochs`
-        is known and short enough to try (20,000 batches), of those that occur in them."""
-        return [(int(distinct), int(steps)) for distinct, steps in self._sizes[self._occurring]]
+        is known and short enough to try (10,000 batches), of those that occur in them."""
+        return [(int(distinct), int(steps)) for distinct, steps in self._sizes]
 
     def warmup_batches(self) -> list[SequenceBatch]:
         """A batch of padding of each of the `sizes`, to compile every shape with."""
         nothing = np.zeros((0, self.rows.width), np.int32), np.zeros(0, np.int32)
-        return [self._assemble(*nothing, index) for index in self._occurring]
+        return [self._assemble(*nothing, index) for index in range(len(self._sizes))]
 
     def close(self) -> None:
         """Ends the reading ahead."""
@@ -175,15 +169,20 @@ class TrainingStream:
         return SequenceBatch(**leaves)
 
     def _choose_sizes(self, num_items: int, multiple: int) -> Int64[np.ndarray, "sizes 2"]:
-        """Few pairs of sizes that fit most batches closely, found by trying, and one that no batch can exceed."""
-        steps = range(min(_TRIAL_STEPS, max(1, len(self.rows) // self._rows_per_step)))
-        needed = [self._needed(self.rows.events(self._chosen(step))) for step in steps]
+        """Few pairs of sizes that fit most batches closely, found by trying; the last one is never exceeded."""
+        known = self._epochs * self.batches_per_epoch
+        tried = known if 0 < known <= _MOST_STEPS_TRIED else min(_TRIAL_STEPS, self.batches_per_epoch)
+        needed = np.asarray([self._needed(self.rows.events(self._chosen(step))) for step in range(tried)])
         fitting = np.quantile(needed, _SIZE_QUANTILES, axis=0)
-        fitting[-1] += (fitting[-1] - fitting[0]) / 2
-        widest = np.sort(self.rows.stops - self.rows.starts)[-self._batch_size :]
-        limit = min(num_items, widest.sum()) + 1, (widest - 1).sum()
-        sizes = np.ceil(np.vstack([np.minimum(fitting, limit), [limit]]) / multiple) * multiple
-        return np.unique(sizes.astype(np.int64), axis=0)
+        if tried != known:  # others may need more: leave some room, and have one that holds whatever the data can give
+            fitting[-1] += (fitting[-1] - fitting[0]) / 2
+            widest = np.sort(self.rows.stops - self.rows.starts)[-self._batch_size :]
+            limit = min(num_items, widest.sum()) + 1, (widest - 1).sum()
+            fitting = np.vstack([np.minimum(fitting, limit), [limit]])
+        sizes = np.unique((np.ceil(fitting / multiple) * multiple).astype(np.int64), axis=0)
+        if tried == known:
+            sizes = sizes[np.unique(np.argmax((sizes >= needed[:, None]).all(axis=2), axis=1))]
+        return sizes
 
 
 def training_batches(
@@ -195,7 +194,7 @@ def training_batches(
     seed: int = 0,
     shard_index: int = 0,
     shard_count: int = 1,
-    size_multiple: int = 32,
+    size_multiple: int = 16,
     epochs: int = 0,
 ) -> TrainingStream:
     """Batches of training histories with their targets.

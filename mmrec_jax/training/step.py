@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import gc
 import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -108,8 +109,11 @@ class Programs:
         return self.compiled(shapes, *arguments)(*arguments)
 
 
-_MOST_RUNNING = 2
-"""Steps that may be queued before the host waits for the first of them: enough to keep a device busy."""
+_MOST_QUEUED = {"cpu": 1}
+"""Steps that may be queued before the host waits for the first of them, by backend; 2 on all others.
+
+A queued step holds its memory already. On a CPU the update of the step before is enough to queue the next one meanwhile.
+"""
 
 
 class TrainStep:
@@ -140,6 +144,7 @@ class TrainStep:
         self._gradients = Programs(self._differentiate)
         self._updated = Programs(self._update, donate_argnums=0)
         self._running: collections.deque[Array] = collections.deque()
+        self._most_queued = _MOST_QUEUED.get(jax.default_backend(), 2)
         self.recompilations = 0
 
     def init(self, params: Params, frozen: Any, batch: Any) -> TrainState:
@@ -147,8 +152,9 @@ class TrainStep:
         # By way of the host: copies that are safe to donate, without the weak types that would compile a
         # second step.
         params = jax.device_put(host_copy(params))
-        inputs = jax.eval_shape(self._task.inputs, frozen, batch, self._key)
-        _, metrics = jax.eval_shape(self._task.loss, params, inputs, self._key)
+        # Functions of their own, so that JAX does not keep what it traced.
+        inputs = jax.eval_shape(lambda *a: self._task.inputs(*a), frozen, batch, self._key)
+        _, metrics = jax.eval_shape(lambda *a: self._task.loss(*a), params, inputs, self._key)
         for name, value in metrics.items():
             if value.shape != ():
                 raise TrainingError(
@@ -175,6 +181,7 @@ class TrainStep:
                 jax.block_until_ready(self._run(jax.device_put(spare), frozen, jax.device_put(batch)))
         self._running.clear()
         del spare
+        gc.collect()  # what was traced refers to itself
         release_freed_pages()
         return self._compiled.count - before
 
@@ -201,8 +208,7 @@ class TrainStep:
         return state
 
     def _run(self, state: TrainState, frozen: Any, batch: Any) -> TrainState:
-        if len(self._running) == _MOST_RUNNING:
-            # Each step that is queued holds the inputs it will read.
+        if len(self._running) == self._most_queued:
             jax.block_until_ready(self._running.popleft())
         shapes = _shapes(batch)
         inputs = self._inputs(shapes, frozen, batch, state.step, self._key)
