@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import collections
-import gc
 import dataclasses
+import gc
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -112,7 +112,7 @@ class Programs:
 _MOST_QUEUED = {"cpu": 1}
 """Steps that may be queued before the host waits for the first of them, by backend; 2 on all others.
 
-A queued step holds its memory already. On a CPU the update of the step before is enough to queue the next one meanwhile.
+A queued step holds its memory already. On a CPU the update of a step is time enough to queue the next one.
 """
 
 
