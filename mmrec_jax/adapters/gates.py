@@ -11,28 +11,12 @@ from jaxtyping import Array, Bool, Float
 MASKED = -1e30  # a logit whose softmax weight is exactly 0 in float32
 
 
-@jax.custom_vjp
 def gated_sum(
-    weights: Float[Array, " source"], sources: tuple[Float[Array, "item width"], ...]
+    weights: Float[Array, "*item source"], sources: tuple[Float[Array, "item width"], ...]
 ) -> Float[Array, "item width"]:
-    """``sum_s weights[s] * sources[s]`` for weights shared by all items.
-
-    The gradient of a weight is a sum over all entries of an array; summed over items first it vectorises.
-    """
-    return sum((weights[s] * source for s, source in enumerate(sources[1:], 1)), weights[0] * sources[0])
-
-
-def _gated_sum_forward(weights, sources):
-    return gated_sum(weights, sources), (weights, sources)
-
-
-def _gated_sum_backward(saved, grad):
-    weights, sources = saved
-    by_weight = jnp.stack([jnp.sum(jnp.sum(grad * source, axis=0)) for source in sources])
-    return by_weight.astype(weights.dtype), tuple(weights[s] * grad for s in range(len(sources)))
-
-
-gated_sum.defvjp(_gated_sum_forward, _gated_sum_backward)
+    """``sum_s weights[s] * sources[s]``, for weights that all items share or weights of each item."""
+    shares = [weights[s] if weights.ndim == 1 else weights[:, s, None] for s in range(len(sources))]
+    return sum((share * source for share, source in zip(shares[1:], sources[1:], strict=True)), shares[0] * sources[0])
 
 
 def source_weights(

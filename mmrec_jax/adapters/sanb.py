@@ -89,7 +89,7 @@ def _first_backward(activation, saved, grad):
     weight, states, up, product, before = saved
     by_before, by_up, by_up_bias = _through_bottleneck(activation, before, up, grad)
     by_before_t = lax.optimization_barrier((weight * by_before).T)
-    by_weight = jnp.sum(jnp.sum(grad * states, axis=0)) + jnp.sum(by_before * product)
+    by_weight = jnp.sum(grad * states) + jnp.sum(by_before * product)
     return by_weight, jnp.zeros_like(states), by_before_t @ states, jnp.sum(by_before, axis=0), by_up, by_up_bias
 
 

@@ -102,12 +102,12 @@ class CrossModalTowers(nn.Module):
                 weights, sources = self._sources(name, rung, start, active, backbone, before, gates, hidden)
                 block = blocks[name][rung - start[name]]
                 if rung == rungs - 1 and heads is not None:
-                    z = _weighted_sum(weights, sources)
+                    z = gated_sum(weights, sources)
                     state[name] = last_sanb(z, *block, *heads[name], config.activation)
                 elif len(sources) == 1 and weights.ndim == 1:
                     state[name] = first_sanb(weights[0], sources[0], *block, config.activation)
                 else:
-                    state[name] = sanb(_weighted_sum(weights, sources), *block, config.activation)
+                    state[name] = sanb(gated_sum(weights, sources), *block, config.activation)
         return state
 
     def _sources(
@@ -182,11 +182,3 @@ class CrossModalTowers(nn.Module):
 
         blocks = [self.param(f"sanb_{spec.name}_{rung}", init) for rung in range(spec.layers)]
         return [(block["down"], block["down_bias"], block["up"], block["up_bias"]) for block in blocks]
-
-
-def _weighted_sum(
-    weights: Float[Array, "*item source"], sources: tuple[Float[Array, "item width"], ...]
-) -> Float[Array, "item width"]:
-    if weights.ndim == 1:
-        return gated_sum(weights, sources)
-    return sum((weights[:, i, None] * source for i, source in enumerate(sources[1:], 1)), weights[:, :1] * sources[0])

@@ -45,12 +45,11 @@ def test_the_last_block_is_a_linear_map_of_a_block():
     np.testing.assert_allclose(last_sanb(*arrays, kernel, bias, "gelu"), expected, rtol=1e-4, atol=1e-4)  # sum order
 
 
-def test_derivatives_of_a_gated_sum():
-    keys = jax.random.split(jax.random.key(1), 4)
-    weights = jax.random.normal(keys[0], (3,))
-    sources = tuple(jax.random.normal(key, (50, 6)) for key in keys[1:])
-    ours = jax.grad(lambda w, s: jnp.sum(gated_sum(w, s) ** 2), argnums=(0, 1))(weights, sources)
-    theirs = jax.grad(lambda w, s: jnp.sum(sum(w[i] * x for i, x in enumerate(s)) ** 2), argnums=(0, 1))(
-        weights, sources
-    )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), ours, theirs)  # sum order
+@pytest.mark.parametrize("per_item", [False, True])
+def test_a_gated_sum_weighs_each_source(per_item):
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((5, 3) if per_item else 3)
+    sources = rng.standard_normal((3, 5, 8))
+    expected = np.einsum("is,siw->iw" if per_item else "s,siw->iw", weights, sources)
+    made = gated_sum(jnp.asarray(weights, jnp.float32), tuple(jnp.asarray(sources, jnp.float32)))
+    np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-6)  # float32
