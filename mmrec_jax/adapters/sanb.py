@@ -12,8 +12,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
+
+from mmrec_jax.products import times_transposed, transposed
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -54,8 +55,7 @@ def _sanb_forward(z, down, down_bias, up, up_bias, activation):
 def _sanb_backward(activation, saved, grad):
     z, down, up, before = saved
     by_before, by_up, by_up_bias = _through_bottleneck(activation, before, up, grad)
-    by_before_t = lax.optimization_barrier(by_before.T)
-    return grad + by_before @ down, by_before_t @ z, jnp.sum(by_before, axis=0), by_up, by_up_bias
+    return grad + by_before @ down, transposed(by_before) @ z, jnp.sum(by_before, axis=0), by_up, by_up_bias
 
 
 sanb.defvjp(_sanb_forward, _sanb_backward)
@@ -88,9 +88,9 @@ def _first_forward(weight, states, down, down_bias, up, up_bias, activation):
 def _first_backward(activation, saved, grad):
     weight, states, up, product, before = saved
     by_before, by_up, by_up_bias = _through_bottleneck(activation, before, up, grad)
-    by_before_t = lax.optimization_barrier((weight * by_before).T)
     by_weight = jnp.sum(grad * states) + jnp.sum(by_before * product)
-    return by_weight, jnp.zeros_like(states), by_before_t @ states, jnp.sum(by_before, axis=0), by_up, by_up_bias
+    by_down = transposed(weight * by_before) @ states
+    return by_weight, jnp.zeros_like(states), by_down, jnp.sum(by_before, axis=0), by_up, by_up_bias
 
 
 first_sanb.defvjp(_first_forward, _first_backward)
@@ -111,14 +111,12 @@ def last_sanb(
     The matrix from the bottleneck and the map are multiplied together before they meet the data, so that the wide
     output of the block is never formed.
     """
-    hidden = ACTIVATIONS[activation](z @ down.T + down_bias)
-    return z @ kernel.T + hidden @ (up @ kernel.T) + (kernel @ up_bias + bias)
+    hidden = ACTIVATIONS[activation](times_transposed(z, down) + down_bias)
+    return times_transposed(z, kernel) + hidden @ (up @ kernel.T) + (kernel @ up_bias + bias)
 
 
 def _through_bottleneck(activation, before, up, grad):
     """Gradients at the bottleneck's input, of `up` and of its bias, from that of the block's output."""
     hidden, activation_vjp = jax.vjp(ACTIVATIONS[activation], before)
     (by_before,) = activation_vjp(grad @ up.T)
-    # The barriers make XLA write the thin operands out transposed, instead of reading them by columns.
-    hidden_t = lax.optimization_barrier(hidden.T)
-    return by_before, hidden_t @ grad, jnp.sum(grad, axis=0)
+    return by_before, transposed(hidden) @ grad, jnp.sum(grad, axis=0)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from mmrec_jax.adapters.gates import gated_sum, source_weights
+from mmrec_jax.adapters.gates import gated_sum, source_weights, split_off
 from mmrec_jax.adapters.sanb import ACTIVATIONS, first_sanb, last_sanb, sanb
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.types import HiddenStates
@@ -93,54 +94,72 @@ class CrossModalTowers(nn.Module):
         gates = {name: self._gate_logits(name) for name in ([""] if config.shared_gates else specs)}
         blocks = {name: self._blocks(spec) for name, spec in specs.items()}
 
+        weights = {name: self._weights(name, gates, start, hidden) for name in specs}
+
         state: dict[str, Array] = {}  # side states of the rung before; absent where the tower has none yet
         for rung in range(rungs):
             active = [name for name in specs if start[name] <= rung]
             backbone = {name: hidden.values[name][rung - start[name]] for name in active}
             before, state = state, {}
             for name in active:
-                weights, sources = self._sources(name, rung, start, active, backbone, before, gates, hidden)
+                sources, columns = self._sources(name, rung - start[name], backbone, before)
+                shares = weights[name][rung - start[name]]
+                shares = shares if len(columns) == shares.shape[-1] else shares[..., jnp.array(columns)]
                 block = blocks[name][rung - start[name]]
                 if rung == rungs - 1 and heads is not None:
-                    z = gated_sum(weights, sources)
+                    z = gated_sum(shares, sources)
                     state[name] = last_sanb(z, *block, *heads[name], config.activation)
-                elif len(sources) == 1 and weights.ndim == 1:
-                    state[name] = first_sanb(weights[0], sources[0], *block, config.activation)
+                elif len(sources) == 1 and shares.ndim == 1:
+                    state[name] = first_sanb(shares[0], sources[0], *block, config.activation)
                 else:
-                    state[name] = sanb(gated_sum(weights, sources), *block, config.activation)
+                    state[name] = sanb(gated_sum(shares, sources), *block, config.activation)
         return state
 
-    def _sources(
-        self, target, rung, start, active, backbone, state, gates, hidden
-    ) -> tuple[Float[Array, "*item source"], tuple[Float[Array, "item width"], ...]]:
-        """Weights and values of what a block mixes. A tower's state before its first rung is zero, and left out."""
+    def _source_names(self, target: str) -> list[str]:
+        """What the blocks of a tower can mix, in the order of their weights."""
+        names = [spec.name for spec in self.config.modalities]
+        return [BACKBONE] + [name for name in names if name == target or self.config.cross_source != "none"]
+
+    def _weights(self, target, gates, start, hidden: HiddenStates) -> list[Float[Array, "*item source"]]:
+        """Weights of the sources of each block of a tower: shared by all items, or of each item where some lack some.
+
+        A tower that has not begun is no source; one that begins with this rung has a state of zero, which weighs.
+        """
         config = self.config
+        names = self._source_names(target)
+        depth = next(spec.layers for spec in config.modalities if spec.name == target)
         logits = gates["" if config.shared_gates else target]
-        names = [BACKBONE] + [name for name in active if name == target or config.cross_source != "none"]
         # Rungs are counted from the end, where all towers stand side by side.
-        column = rung - max(spec.layers for spec in config.modalities)
-        masks = [None if name in (BACKBONE, target) else hidden.present[name] for name in names]
-        shared = hidden.complete or not any(mask is not None for mask in masks)  # the same weights for all items
-        weights = source_weights(
-            jnp.stack([logits[name][column] for name in names]),
-            config.temperature,
-            config.gate,
-            None if shared else masks,
-        )
-        # Kept only where the caller asks for the collection `gates`, to explain a model.
-        self.sow("gates", target, {name: weights[..., i] for i, name in enumerate(names)})
-        indices, sources = [], []
-        for index, name in enumerate(names):
+        stacked = jnp.stack([logits[name][-depth:] for name in names], axis=-1)
+        begun = np.array([[start.get(name, 0) <= start[target] + rung for name in names] for rung in range(depth)])
+        there = jnp.asarray(begun)
+        if not hidden.complete and len(names) > 1 + (target in names):
+            everyone = jnp.ones_like(hidden.present[target])
+            masks = [everyone if name in (BACKBONE, target) else hidden.present[name] for name in names]
+            stacked, there = stacked[:, None], there[:, None] & jnp.stack(masks, axis=-1)
+        weights = split_off(source_weights(stacked, config.temperature, config.gate, there), axis=0)
+        for begun_here, of_block in zip(begun, weights, strict=True):
+            # Kept only where the caller asks for the collection `gates`, to explain a model.
+            self.sow("gates", target, {name: of_block[..., i] for i, name in enumerate(names) if begun_here[i]})
+        return weights
+
+    def _sources(
+        self, target: str, rung: int, backbone: dict[str, Array], state: dict[str, Array]
+    ) -> tuple[tuple[Float[Array, "item width"], ...], list[int]]:
+        """Values of what a block mixes, and the columns of their weights; states that are zero are left out."""
+        sources, columns = [], []
+        source: Array | None
+        for column, name in enumerate(self._source_names(target)):
             if name == BACKBONE:
                 source = backbone[target]
-            elif name == target or config.cross_source == "side":
+            elif name == target or self.config.cross_source == "side":
                 source = state.get(name)
             else:
-                source = backbone[name]
+                source = backbone.get(name)
             if source is not None:
-                indices.append(index)
-                sources.append(self._to_width(source, name, target, rung - start[target]))
-        return weights[..., jnp.array(indices)], tuple(sources)
+                sources.append(self._to_width(source, name, target, rung))
+                columns.append(column)
+        return tuple(sources), columns
 
     def _to_width(self, source, name, target, rung) -> Float[Array, "item width"]:
         """The dimension transformation layer of IISAN-Versa (papers.md 1.0b): a linear map where widths differ."""

@@ -65,7 +65,8 @@ class TrainingStream:
             "rows_per_step": self._rows_per_step,
         }
         self._order = functools.lru_cache(maxsize=2)(functools.partial(_epoch_order, len(rows), seed))
-        self._sizes = self._choose_sizes(num_items, size_multiple)
+        self._size_multiple = size_multiple
+        self._sizes = self._choose_sizes(num_items)
         self._iterator = self._start(0)
 
     def __iter__(self) -> Iterator[SequenceBatch]:
@@ -107,7 +108,7 @@ class TrainingStream:
     def warmup_batches(self) -> list[SequenceBatch]:
         """A batch of padding of each of the `sizes`, to compile every shape with."""
         nothing = np.zeros((0, self.rows.width), np.int32), np.zeros(0, np.int32)
-        return [self._assemble(*nothing, index) for index in range(len(self._sizes))]
+        return [self._assemble(*nothing, sizes) for sizes in self.sizes()]
 
     def close(self) -> None:
         """Ends the reading ahead."""
@@ -134,24 +135,30 @@ class TrainingStream:
         shards = self._shard_count
         return int(distinct_counts(events, shards).max()), int(step_counts(events, shards).max())
 
-    def _fitting(self, needed: tuple[int, int]) -> int:
-        """Index of the first of the sizes that holds as much."""
-        return int(np.argmax((self._sizes >= needed).all(axis=1)))
+    def _fitting(self, needed: tuple[int, int]) -> tuple[int, int]:
+        """The first of the sizes that holds as much; one of its own for a batch after the epochs that were foreseen."""
+        found = self._sizes[(self._sizes >= needed).all(axis=1)]
+        distinct, steps = found[0] if len(found) else self._rounded(needed)
+        return int(distinct), int(steps)
+
+    def _rounded(self, sizes: Any) -> Int64[np.ndarray, "*sizes 2"]:
+        """Sizes rounded up to the multiple."""
+        return (np.ceil(np.asarray(sizes) / self._size_multiple) * self._size_multiple).astype(np.int64)
 
     def _batch(self, step: int) -> SequenceBatch:
         chosen = self._chosen(step)
         events = self.rows.events(chosen)
-        index = self._fitting(self._needed(events))
+        sizes = self._fitting(self._needed(events))
         share = slice(self._shard_index, None, self._shard_count)
-        return self._assemble(events[share], self.rows.users[chosen[share]], index)
+        return self._assemble(events[share], self.rows.users[chosen[share]], sizes)
 
     def _assemble(
-        self, events: Int32[np.ndarray, "rows width"], users: Int32[np.ndarray, " rows"], index: int
+        self, events: Int32[np.ndarray, "rows width"], users: Int32[np.ndarray, " rows"], sizes: tuple[int, int]
     ) -> SequenceBatch:
-        """A batch of these rows, filled up to `batch_size` rows and the sizes at `index`."""
+        """A batch of these rows, filled up to `batch_size` rows and the sizes of `distinct` and `step`."""
         from mmrec_jax.types import SequenceBatch  # imports jax
 
-        distinct, steps = self._sizes[index]
+        distinct, steps = sizes
         # Sorting and searching takes a fifth of the time of `np.unique` with its inverse.
         ordered = np.sort(events, axis=None)
         # The leading 0 makes entry 0 the padding even where no row has any.
@@ -168,7 +175,7 @@ class TrainingStream:
         }
         return SequenceBatch(**leaves)
 
-    def _choose_sizes(self, num_items: int, multiple: int) -> Int64[np.ndarray, "sizes 2"]:
+    def _choose_sizes(self, num_items: int) -> Int64[np.ndarray, "sizes 2"]:
         """Few pairs of sizes that fit most batches closely, found by trying; the last one is never exceeded."""
         known = self._epochs * self.batches_per_epoch
         tried = known if 0 < known <= _MOST_STEPS_TRIED else min(_TRIAL_STEPS, self.batches_per_epoch)
@@ -179,7 +186,7 @@ class TrainingStream:
             widest = np.sort(self.rows.stops - self.rows.starts)[-self._batch_size :]
             limit = min(num_items, widest.sum()) + 1, (widest - 1).sum()
             fitting = np.vstack([np.minimum(fitting, limit), [limit]])
-        sizes = np.unique((np.ceil(fitting / multiple) * multiple).astype(np.int64), axis=0)
+        sizes = np.unique(self._rounded(fitting), axis=0)
         if tried == known:
             sizes = sizes[np.unique(np.argmax((sizes >= needed[:, None]).all(axis=2), axis=1))]
         return sizes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmrec_jax.errors import ConfigError
+from mmrec_jax.products import dense_product, times
 from mmrec_jax.sequence.dropout import dropped, keep_masks
 
 
@@ -73,6 +75,7 @@ class SasRec(nn.Module):
         rows, length = mask.shape
         slots = jnp.arange(rows * length) if steps is None else steps
         xavier = nn.initializers.xavier_normal()
+        dense = partial(nn.Dense, kernel_init=xavier, dot_general=dense_product)
         position = self.param("position", xavier, (config.length, config.width))[-length:]
         x = items.reshape(-1, config.width) + position[slots % length]
         drop = self._dropout(x.shape, (rows, config.heads, length, length), train)
@@ -82,8 +85,8 @@ class SasRec(nn.Module):
         for block in range(config.blocks):
             attended = self._attention(x, bias, steps, f"block_{block}", drop)
             x = nn.LayerNorm(epsilon=1e-6, name=f"block_{block}_attention_norm")(x + attended)
-            hidden = nn.Dense(4 * config.width, kernel_init=xavier, name=f"block_{block}_in")(x)
-            out = nn.Dense(config.width, kernel_init=xavier, name=f"block_{block}_out")(jax.nn.relu(hidden))
+            hidden = dense(4 * config.width, name=f"block_{block}_in")(x)
+            out = dense(config.width, name=f"block_{block}_out")(jax.nn.relu(hidden))
             x = nn.LayerNorm(epsilon=1e-6, name=f"block_{block}_norm")(x + drop(out))
         return x.reshape(items.shape)
 
@@ -96,12 +99,12 @@ class SasRec(nn.Module):
             f"{name}_qkv", _three_xavier, (config.width, 3 * config.width)
         )  # one product for queries, keys and values
         # One row a user and head from here on: small products run fastest on arrays in the order they read.
-        qkv = _spread(x @ kernel, steps, rows * length)
+        qkv = _spread(times(x, kernel), steps, rows * length)
         query, key, value = qkv.reshape(rows, length, 3, config.heads, size).transpose(2, 0, 3, 1, 4)
         scores = query @ key.swapaxes(-1, -2) / jnp.sqrt(size) + bias
         weights = drop(jax.nn.softmax(scores, axis=-1))
         out = _collect((weights @ value).swapaxes(1, 2).reshape(rows * length, config.width), steps)
-        out = out @ self.param(f"{name}_output", nn.initializers.xavier_normal(), (config.width, config.width))
+        out = times(out, self.param(f"{name}_output", nn.initializers.xavier_normal(), (config.width, config.width)))
         return drop(out)
 
     def _dropout(self, outputs: tuple[int, ...], weights: tuple[int, ...], train: bool) -> Callable[[Array], Array]:

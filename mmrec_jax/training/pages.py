@@ -12,7 +12,7 @@ import sys
 
 import jax
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # parameters of glibc's mallopt
 
 
 def keep_freed_pages() -> bool:
@@ -24,7 +24,10 @@ def keep_freed_pages() -> bool:
     library = _glibc()
     if library is None or jax.default_backend() != "cpu":
         return False
-    return bool(library.mallopt(_MMAP_THRESHOLD, 2**30) and library.mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+    # A thread's own heap comes in pieces of 64 MB, which are given back when they are empty unless they are padding.
+    settings = {_MMAP_THRESHOLD: 2**30, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**26}
+    told = [library.mallopt(parameter, value) for parameter, value in settings.items()]
+    return all(told)
 
 
 def release_freed_pages() -> None:

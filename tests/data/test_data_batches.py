@@ -170,6 +170,13 @@ def test_no_batch_has_a_size_that_was_not_announced(stream, multiple, epochs):
         assert seen == set(sizes)
 
 
+def test_a_stream_goes_on_after_the_epochs_it_was_made_for(stream):
+    batches = stream(size_multiple=1, epochs=1)
+    largest = batches.sizes()[-1]
+    later = [(len(batch.items), len(batch.steps)) for _ in range(12) for batch in epoch(batches)]
+    assert any(size > limit for sizes in later for size, limit in zip(sizes, largest, strict=True))
+
+
 def test_the_largest_size_holds_any_batch_that_the_data_could_give(stream, synthetic):
     sizes = stream(size_multiple=1).sizes()
     widest = np.sort(np.minimum(synthetic.train.lengths, 6))[-16:]

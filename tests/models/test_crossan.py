@@ -115,7 +115,7 @@ def test_gates_start_with_half_of_the_weight_on_the_backbone(gate):
     states = hidden(NAMES)
     params = crossan(NAMES, gate=gate).init(jax.random.key(0), states)["params"]["adapters"]
     logits = jnp.stack([params[f"gate_text_{source}"][0] for source in ("backbone", *NAMES)])
-    weights = source_weights(logits, 0.1, gate)
+    weights = source_weights(logits, 0.1, gate, jnp.ones(4, bool))
     np.testing.assert_allclose(weights, [0.5, 1 / 6, 1 / 6, 1 / 6], rtol=1e-5)  # float32 exp
 
 

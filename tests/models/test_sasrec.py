@@ -131,5 +131,16 @@ def test_masks_keep_the_asked_share_and_differ():
     assert all(np.asarray(mask).all() for mask in keep_masks(jax.random.key(0), shapes, 0.0))
 
 
+def test_masks_of_neighbouring_entries_and_steps_are_independent():
+    rate, size, keys = 0.1, 20_000, [jax.random.fold_in(jax.random.key(0), step) for step in range(20)]
+    masks = np.stack([keep_masks(key, [(size,)], rate)[0] for key in keys]).astype(float) - (1 - rate)
+    variance = rate * (1 - rate)
+    pairs = {lag: (masks[:, lag:] * masks[:, :-lag]).mean() for lag in (1, 2, 3, 8, 64)}
+    pairs |= {f"step {lag}": (masks[lag:] * masks[:-lag]).mean() for lag in (1, 2, 7)}
+    for name, covariance in pairs.items():
+        # Five standard deviations of a mean of at least 13 steps of independent products.
+        assert abs(covariance) < 5 * variance / np.sqrt(13 * (size - 64)), name
+
+
 def test_what_is_kept_is_scaled_so_that_the_mean_stays():
     np.testing.assert_allclose(dropped(jnp.array([2.0, 3.0]), jnp.array([True, False]), 0.2), [2.5, 0.0], rtol=1e-6)
