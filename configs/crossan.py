@@ -31,6 +31,7 @@ def get_config(argument: str = ""):
     )
     config.model.length = 50
     config.model.window = "chunks"
+    config.model.standardise = True
     config.fusion.expert = "identity"
     config.training.batch_size = 16
     config.scoring.similarity = "cosine"
