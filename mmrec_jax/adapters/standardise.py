@@ -29,12 +29,11 @@ class Standardise(nn.Module):
     @nn.compact
     def __call__(self, hidden: HiddenStates) -> HiddenStates:
         """The states, standardised; which items have which modality stays as it is."""
-        return hidden.replace(
-            values={
-                name: tuple(self._layer(f"{name}_{k}", x, hidden.present[name]) for k, x in enumerate(layers))
-                for name, layers in hidden.values.items()
-            }
-        )
+        values = {
+            name: tuple(self._layer(f"{name}_{k}", x, hidden.present[name]) for k, x in enumerate(layers))
+            for name, layers in hidden.values.items()
+        }
+        return HiddenStates(values, hidden.present, hidden.complete)
 
     def _layer(
         self, name: str, states: Float[Array, "item width"], present: Bool[Array, " item"]
