@@ -140,7 +140,8 @@ def build_task(config: RunConfig, table: StateTable | None, rows: int) -> Sequen
     if table is None:
         items = IdItems(IdTable(rows, config.model.width))
     else:
-        items = ContentItems(Crossan(CrossanConfig(_towers(config, table), config.fusion, config.model.width)))
+        crossan = CrossanConfig(_towers(config, table), config.fusion, config.model.width, config.model.standardise)
+        items = ContentItems(Crossan(crossan))
     return SequentialRecommendation(
         items, user, config.objective, config.scoring, tuple(config.modalities), compute_dtype(config)
     )
@@ -230,7 +231,7 @@ def id_baseline(config: RunConfig) -> RunConfig:
         config,
         name=f"{config.name}_sasrec",
         modalities={},
-        model=replace(config.model, system="sasrec", bottlenecks=()),
+        model=replace(config.model, system="sasrec", bottlenecks=(), standardise=False),
         training=replace(config.training, groups=()),
         baselines=(),
         warm_start="",

@@ -25,6 +25,8 @@ class ModelConfig:
         shared_gates: one set of gates a rung for all target modalities.
         gate_temperature: what the gates' logits are divided by.
         activation: inside the side blocks.
+        standardise: take the catalogue's mean from the hidden states of each layer, and scale them to a mean square
+            of 1, before the towers read them.
     """
 
     system: str = "crossan"
@@ -38,6 +40,7 @@ class ModelConfig:
     shared_gates: bool = False
     gate_temperature: float = 0.1
     activation: str = "relu"
+    standardise: bool = False
 
     def __post_init__(self):
         if self.system not in SYSTEMS:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mmrec_jax.adapters import CrossModalTowers, TowerConfig, TowerSpec
+from mmrec_jax.adapters.standardise import Standardise
 from mmrec_jax.adapters.towers import Head
 from mmrec_jax.fusion import FusionConfig, fuse_modalities
 from mmrec_jax.types import HiddenStates, ItemVectors
@@ -22,11 +23,13 @@ class CrossanConfig:
         tower: the side towers.
         fusion: how the modality vectors become one.
         width: of the item vector (64 in the paper).
+        standardise: bring the hidden states of all layers to one scale first.
     """
 
     tower: TowerConfig
     fusion: FusionConfig
     width: int = 64
+    standardise: bool = False
 
 
 class Crossan(nn.Module):
@@ -38,6 +41,8 @@ class Crossan(nn.Module):
     def __call__(self, hidden: HiddenStates) -> ItemVectors:
         """Towers, a linear map of each tower's last state, fusion."""
         config = self.config
+        if config.standardise:
+            hidden = Standardise(name="standardise")(hidden)
         heads = {spec.name: self._head(spec) for spec in config.tower.modalities}
         vectors = CrossModalTowers(config.tower, name="adapters")(hidden, heads)
         present = None if hidden.complete else jnp.stack([hidden.present[name] for name in vectors], axis=-1)

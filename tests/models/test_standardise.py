@@ -1,0 +1,88 @@
+"""Standardised hidden states: what is measured, on which items, and what it makes of a backbone's own scale."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmrec_jax.adapters.standardise import FLOOR, Standardise
+from mmrec_jax.store.table import StateTable
+from mmrec_jax.systems.crossan import Crossan
+from mmrec_jax.training.sequential import ContentItems, SequentialFrozen
+from tests.models.helpers import crossan, hidden
+
+NAMES = ("text", "image")
+
+
+def measured(states):
+    return Standardise().init(jax.random.key(0), states)["params"]
+
+
+def standardised(states):
+    return Standardise().apply({"params": measured(states)}, states)
+
+
+def test_layers_of_any_scale_come_out_with_mean_zero_and_mean_square_one():
+    states = hidden(NAMES, items=200)
+    factors = (0.01, 1.0, 50.0)
+    image = tuple(5 * factor + factor * x for factor, x in zip(factors, states.values["image"], strict=True))
+    result = standardised(states.replace(values=states.values | {"image": image}))
+    for layers in result.values.values():
+        for layer in layers:
+            np.testing.assert_allclose(jnp.mean(layer, axis=0), 0.0, atol=1e-5)  # float32 sums of 200 values
+            # The floor takes FLOOR x power from it; here the power is at most 26 times the spread.
+            assert 1 / (1 + 30 * FLOOR) <= jnp.mean(layer**2) <= 1
+
+
+def test_a_backbone_of_another_scale_makes_the_same_item_vectors():
+    states = hidden(NAMES, items=50, complete=True)
+    louder = states.replace(values=states.values | {"image": tuple(40 * x for x in states.values["image"])})
+    plain = crossan(NAMES)
+    module = Crossan(replace(plain.config, standardise=True))
+
+    def fresh(module, states):
+        return module.apply(module.init(jax.random.key(0), states), states).vector
+
+    np.testing.assert_allclose(fresh(module, states), fresh(module, louder), rtol=1e-4, atol=1e-5)  # float32
+    assert not np.allclose(fresh(plain, states), fresh(plain, louder), rtol=0.1)
+
+
+def test_a_layer_that_says_nothing_stays_silent():
+    states = hidden(["text"], items=100)
+    noise = 1e-4 * states.values["text"][0]
+    constant = states.replace(values={"text": (7.0 + noise,)})
+    assert jnp.max(jnp.abs(standardised(constant).values["text"][0])) < 0.01
+
+
+def test_absent_items_are_not_measured():
+    present = np.array([True, False, True, True, True])
+    states = hidden(NAMES, present={"image": present})
+    params = measured(states)
+    there = np.asarray(states.values["image"][0])[present]
+    np.testing.assert_allclose(params["image_0"]["mean"], there.mean(0), rtol=1e-5, atol=1e-6)  # float32 sums
+    loud = states.replace(values=states.values | {"image": tuple(x.at[1].set(1e6) for x in states.values["image"])})
+    jax.tree.map(np.testing.assert_array_equal, params, measured(loud))
+
+
+def test_what_was_measured_is_never_trained():
+    states = hidden(NAMES)
+    module = Crossan(replace(crossan(NAMES).config, standardise=True))
+    params = module.init(jax.random.key(0), states)["params"]
+    grads = jax.grad(lambda p: jnp.sum(module.apply({"params": p}, states).vector ** 2))(params)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads["standardise"]))
+    assert np.any(grads["project_image"]["kernel"])
+
+
+@pytest.mark.parametrize("items", [3, 40])
+def test_the_whole_catalogue_but_the_padding_row_is_measured(items):
+    states = hidden(["text"], items=items + 1)
+    padded = tuple(x.at[0].set(1e6) for x in states.values["text"])
+    table = StateTable({"text": padded}, {}, {"text": jnp.arange(items + 1) > 0}, complete=True)
+    module = Crossan(replace(crossan(["text"]).config, standardise=True))
+    params = ContentItems(module).init(jax.random.key(0), SequentialFrozen(table, jnp.zeros(items + 1)))
+    for k, layer in enumerate(padded):
+        np.testing.assert_allclose(
+            params["standardise"][f"text_{k}"]["mean"], np.asarray(layer)[1:].mean(0), rtol=1e-5, atol=1e-6
+        )  # float32 sums
