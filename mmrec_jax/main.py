@@ -15,18 +15,14 @@ other than train need no --config then.
 from __future__ import annotations
 
 import io
-import re
 import sys
-import traceback
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict, config_flags
 
-from mmrec_jax.errors import ConfigError, UserError
+from mmrec_jax.config_files import define_config, parse_flags
+from mmrec_jax.errors import UserError
 
 MODES = ("train", "extract", "evaluate", "recommend", "inspect")
 MISTAKE, INTERRUPTED = 2, 130  # exit codes
@@ -39,7 +35,7 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     def own(define, *args, **kwargs):
         define(*args, flag_values=values, **kwargs)
 
-    own(config_flags.DEFINE_config_file, "config", None, "Config file, e.g. configs/crossan.py.", sys_argv=list(argv))
+    define_config(values, argv)
     own(flags.DEFINE_enum, "mode", "train", MODES, "What to do.")
     own(
         flags.DEFINE_string,
@@ -62,21 +58,8 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
     Raises:
         ConfigError: an unknown flag, config file, key or argument, or a value of the wrong type.
     """
-    values, path = define_flags(argv), _config_path(argv)
-    if path and not Path(path).is_file():
-        raise ConfigError(f"--config={path}: there is no such file.")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # how ml_collections loads files
-            rest = values(list(argv))
-        if values["config"].present and not isinstance(values.config, ConfigDict):
-            raise ConfigError(f"--config={path}: get_config() must return a ConfigDict.")
-    except UserError:
-        raise
-    except Exception as error:  # the config file is a program: it may raise anything
-        raise ConfigError(_flag_error(error, argv)) from error
-    if len(rest) > 1:
-        raise ConfigError(f"Unexpected argument {rest[1]!r}: all arguments are flags, written --name=value.")
+    values = define_flags(argv)
+    parse_flags(values, argv)
     return values
 
 
@@ -127,36 +110,6 @@ def _help() -> str:
         for name, flag in ((name, known[name]) for name in sorted(known))
     ]
     return f"{__doc__}\nFlags:\n" + "\n".join(lines)
-
-
-def _config_path(argv: Sequence[str]) -> str:
-    """The config file that a command line names, without the file's argument."""
-    named = re.search(r"(?:^|\n)--?config[=\n]([^:\n]*)", "\n".join(argv))
-    return named[1] if named else ""
-
-
-def _flag_error(error: Exception, argv: Sequence[str]) -> str:
-    """What a person needs to know of an error of the flags, or of the config file that they name."""
-    text, path = str(error).strip(), _config_path(argv)
-    if isinstance(error, KeyError | AttributeError):  # ml_collections' texts are shown by Python as literals
-        text = text.strip("\"'").replace("\\n", " ").replace("\\'", "'").replace("'\n", "' ")
-    if "Error whilst parsing config file" in text:  # ml_collections puts the whole traceback into the message
-        if "get_config() takes 0 positional" in text:
-            return f"--config={path}: this config file takes no argument after a colon."
-        lines = re.findall(rf'File ".*{re.escape(path)}", line (\d+)', text)
-        where = f"{path} line {lines[-1]}" if lines else path
-        return f"{where}: {text.splitlines()[-1]}"
-    if isinstance(error, SyntaxError):
-        return f"{path} line {error.lineno}: {error.msg}"
-    if frames := [
-        frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(path or "\0")
-    ]:
-        return f"{path} line {frames[-1].lineno}: {type(error).__name__}: {text}"
-    if isinstance(error, KeyError | AttributeError):  # an override of a key that the config does not have
-        key, _, hint = text.replace("'", "").partition(" ")
-        flag = next((arg.split("=")[0] for arg in argv if key in arg.split("=")[0].split(".")[1:]), f"--config: {key}")
-        return f"{flag}: the config has no key {key!r}. {hint}".strip()
-    return text
 
 
 def run() -> None:
