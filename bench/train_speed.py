@@ -32,7 +32,7 @@ from mmrec_jax.store.table import StateTable
 from mmrec_jax.systems.config import ScoringConfig
 from mmrec_jax.systems.crossan import Crossan, CrossanConfig
 from mmrec_jax.training.pages import release_freed_pages
-from mmrec_jax.training.sequential import ContentItems, SequentialFrozen, SequentialRecommendation
+from mmrec_jax.training.sequential import CatalogueItems, SequentialFrozen, SequentialRecommendation
 from mmrec_jax.training.step import Programs, TrainStep
 
 LAYERS, WIDTH, BOTTLENECK, OUT, BATCH, LENGTH = 7, 768, 64, 64, 64, 10
@@ -111,7 +111,7 @@ def run(config: DataConfig, folder: Path, epochs: int) -> None:
     frozen = SequentialFrozen(table, log_popularity(jnp.asarray(data.popularity)))
     specs = tuple(TowerSpec(name, WIDTH, LAYERS, BOTTLENECK) for name in MODALITIES)
     task = SequentialRecommendation(
-        ContentItems(Crossan(CrossanConfig(TowerConfig(specs), FusionConfig(), OUT))),
+        CatalogueItems(Crossan(CrossanConfig(TowerConfig(specs), FusionConfig(), OUT))),
         SasRecConfig(OUT, LENGTH),
         ObjectiveConfig(),
         ScoringConfig(),

@@ -12,6 +12,7 @@ import difflib
 import re
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from mmrec_jax.errors import ConfigError
 from mmrec_jax.evaluation.config import EvaluationConfig
 from mmrec_jax.fusion import FusionConfig
 from mmrec_jax.objectives import ObjectiveConfig
+from mmrec_jax.systems import registry
 from mmrec_jax.systems.config import ModelConfig, ScoringConfig, UserConfig
 from mmrec_jax.training.config import TrainingConfig
 
@@ -40,6 +42,7 @@ class RunConfig:
         name: of the run; also its directory under `runs/`.
         modalities: the item's modalities, in the order of all tables and weights; none for systems by id.
         store: directory or gs:// URL of the hidden-state store; "" is the sample's own, else `store` in the workdir.
+        prepared: directory of prepared data, for runs that share it; "" is `data` in the workdir.
         baselines: trained and evaluated beside the model, of `BASELINES`.
         show_users: users whose last items and recommendations are printed after training.
         warm_start: workdir of a finished run with fewer modalities to begin from.
@@ -58,6 +61,7 @@ class RunConfig:
     training: TrainingConfig
     evaluation: EvaluationConfig
     store: str = ""
+    prepared: str = ""
     baselines: tuple[str, ...] = ()
     show_users: int = 3
     warm_start: str = ""
@@ -69,14 +73,11 @@ class RunConfig:
             raise ConfigError(f"baselines: {', '.join(unknown)} unknown; choose from {', '.join(BASELINES)}.")
         if self.on_unknown_item not in ("error", "skip"):
             raise ConfigError(f"on_unknown_item={self.on_unknown_item!r}: choose error or skip.")
-        if self.model.system != "sasrec" and not self.modalities:
-            raise ConfigError(f"model.system={self.model.system!r} reads hidden states: name at least one modality.")
-        if self.model.system == "sasrec" and self.modalities:
-            raise ConfigError("model.system='sasrec' knows items by id only: it takes no modalities.")
+        registry.check(self)
         stray = [name for name, _ in self.model.bottlenecks if name not in self.modalities]
         if stray:
             raise ConfigError(f"model.bottlenecks names {', '.join(stray)}, which is no modality of this config.")
-        if self.warm_start and self.model.system == "sasrec":
+        if self.warm_start and not self.modalities:
             raise ConfigError("warm_start adds modalities to a finished model; an ID table has none.")
         if not re.fullmatch(rf"({'|'.join(VALIDATED)})@[1-9][0-9]*", self.training.monitor):
             raise ConfigError(
@@ -125,9 +126,9 @@ def resolve(config: config_dict.ConfigDict) -> RunConfig:
     values: dict[str, Any] = {}
     for key, value in config.items():
         if key in SECTIONS:
-            values[key] = _build(SECTIONS[key], value, key)
+            values[key] = build(SECTIONS[key], value, key)
         elif key == "modalities":
-            values[key] = {name: _build(ModalityConfig, part, f"modalities.{name}") for name, part in value.items()}
+            values[key] = {name: build(ModalityConfig, part, f"modalities.{name}") for name, part in value.items()}
         else:
             values[key] = _tuples(value)
     return _construct(RunConfig, values, "the config")
@@ -162,7 +163,12 @@ def _section(cls: type) -> config_dict.ConfigDict:
     return section
 
 
-def _build(cls: type[T], values: Any, where: str) -> T:
+def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """A section's dataclass of plain values; `where` names the section in errors.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type, or one that cannot be.
+    """
     return _construct(cls, {key: _tuples(value) for key, value in values.items()}, where)
 
 

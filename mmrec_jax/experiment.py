@@ -37,16 +37,16 @@ def has_source(config: RunConfig) -> bool:
     return True
 
 
-def prepared_directory(workdir: Path, fingerprint: str) -> Path:
-    """Where a workdir keeps the prepared data of a fingerprint."""
-    return workdir / "data" / fingerprint[:16]
+def prepared_directory(config: RunConfig, workdir: Path) -> Path:
+    """Where prepared data is kept, in a folder for each fingerprint: as configured, else in the workdir."""
+    return Path(config.prepared) if config.prepared else workdir / "data"
 
 
 def prepare_data(config: RunConfig, workdir: Path) -> PreparedData:
     """The checked, filtered and split data, made on the first call and opened later."""
     from mmrec_jax.data import prepare
 
-    return prepare(config.data, workdir / "data")
+    return prepare(config.data, prepared_directory(config, workdir))
 
 
 def open_store(location: str) -> HiddenStateStore | None:
@@ -125,9 +125,8 @@ def build_task(config: RunConfig, table: StateTable | None, rows: int) -> Sequen
         rows: catalogue rows, padding included.
     """
     from mmrec_jax.sequence import SasRecConfig
-    from mmrec_jax.systems.crossan import Crossan, CrossanConfig
-    from mmrec_jax.systems.id_table import IdTable
-    from mmrec_jax.training.sequential import ContentItems, IdItems, SequentialRecommendation
+    from mmrec_jax.systems import CatalogueShape, StateShape, system
+    from mmrec_jax.training.sequential import CatalogueItems, SequentialRecommendation
 
     user = SasRecConfig(
         width=config.model.width,
@@ -136,13 +135,12 @@ def build_task(config: RunConfig, table: StateTable | None, rows: int) -> Sequen
         heads=config.user.heads,
         dropout=config.user.dropout,
     )
-    items: ContentItems | IdItems
-    if table is None:
-        items = IdItems(IdTable(rows, config.model.width))
-    else:
-        items = ContentItems(Crossan(CrossanConfig(_towers(config, table), config.fusion, config.model.width)))
+    chosen = system(config.model.system)
+    states = {} if table is None else {name: table.values[name] for name in config.modalities}
+    shapes = {name: StateShape(layers[0].shape[-1], len(layers)) for name, layers in states.items()}
+    items = CatalogueItems(chosen.build(config, CatalogueShape(rows, shapes)), chosen.reads)
     return SequentialRecommendation(
-        items, user, config.objective, config.scoring, tuple(config.modalities), compute_dtype(config)
+        items, user, config.objective, config.scoring, chosen.parts(config), compute_dtype(config)
     )
 
 
@@ -153,28 +151,6 @@ def compute_dtype(config: RunConfig) -> str:
     if config.training.compute_dtype != "auto":
         return config.training.compute_dtype
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
-def _towers(config: RunConfig, table: StateTable):
-    from mmrec_jax.adapters import TowerConfig, TowerSpec
-
-    bottlenecks = dict(config.model.bottlenecks)
-    return TowerConfig(
-        modalities=tuple(
-            TowerSpec(
-                name,
-                width=table.values[name][0].shape[-1],
-                layers=len(table.values[name]),
-                bottleneck=bottlenecks.get(name, config.model.bottleneck),
-            )
-            for name in config.modalities
-        ),
-        cross_source=config.model.cross_source,
-        gate=config.model.gate,
-        shared_gates=config.model.shared_gates,
-        temperature=config.model.gate_temperature,
-        activation=config.model.activation,
-    )
 
 
 def frozen_inputs(table: StateTable | None, prepared: PreparedData) -> SequentialFrozen:
@@ -230,7 +206,7 @@ def id_baseline(config: RunConfig) -> RunConfig:
         config,
         name=f"{config.name}_sasrec",
         modalities={},
-        model=replace(config.model, system="sasrec", bottlenecks=()),
+        model=config.model.without_switches("sasrec"),
         training=replace(config.training, groups=()),
         baselines=(),
         warm_start="",

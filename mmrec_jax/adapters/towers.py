@@ -128,7 +128,8 @@ class CrossModalTowers(nn.Module):
             None if shared else masks,
         )
         # Kept only where the caller asks for the collection `gates`, to explain a model.
-        self.sow("gates", target, {name: weights[..., i] for i, name in enumerate(names)})
+        told = {name if name == BACKBONE else f"from_{name}": weights[..., i] for i, name in enumerate(names)}
+        self.sow("gates", target, told)
         indices, sources = [], []
         for index, name in enumerate(names):
             if name == BACKBONE:

@@ -168,7 +168,7 @@ class Recommender:
                     "weight": self._weights[rows, column],
                     **{
                         source: pl.Series(values, dtype=pl.Array(pl.Float32, values.shape[1])).cast(pl.List(pl.Float32))
-                        for source, values in gates[name].items()
+                        for source, values in gates.get(name, {}).items()
                     },
                 }
             )

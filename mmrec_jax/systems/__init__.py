@@ -1,0 +1,5 @@
+"""Systems: compositions named after papers, one on each page."""
+
+from mmrec_jax.systems.registry import IDS, STATES, SYSTEMS, CatalogueShape, StateShape, System, system
+
+__all__ = ["IDS", "STATES", "SYSTEMS", "CatalogueShape", "StateShape", "System", "system"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from mmrec_jax.errors import ConfigError
+from mmrec_jax.systems.registry import SYSTEMS, known
 
-SYSTEMS = ("crossan", "sasrec")
+COMMON = ("system", "width", "length", "window")
+"""Keys of `model` that every system reads; the others are switches of some."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,7 @@ class ModelConfig:
     """Sizes and switches of the item encoder and the history.
 
     Attributes:
-        system: `crossan` (item vectors from hidden states) or `sasrec` (from a table of ids).
+        system: a page of `mmrec_jax/systems`, such as `crossan`, or a module elsewhere (`my_shop.towers`).
         width: of item and user vectors.
         length: items of a history that the user encoder reads.
         window: `last` trains on each user's last `length` steps, `chunks` on all of a longer history in pieces.
@@ -40,7 +43,7 @@ class ModelConfig:
     activation: str = "relu"
 
     def __post_init__(self):
-        if self.system not in SYSTEMS:
+        if not known(self.system):
             raise ConfigError(f"model.system={self.system!r}: choose one of {', '.join(SYSTEMS)}.")
         if self.window not in ("last", "chunks"):
             raise ConfigError(f"model.window={self.window!r}: choose last or chunks.")
@@ -51,6 +54,15 @@ class ModelConfig:
                 raise ConfigError(f"model.{name}={size}: must be at least 1.")
         if self.gate_temperature <= 0:
             raise ConfigError(f"model.gate_temperature={self.gate_temperature}: must be above 0.")
+
+    def switched(self) -> dict[str, Any]:
+        """Keys that not every system reads, where they have another value than their default."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {key: value for key, (value, default) in values.items() if key not in COMMON and value != default}
+
+    def without_switches(self, system: str) -> ModelConfig:
+        """Of another system: what all read is kept, switches are at their defaults."""
+        return ModelConfig(**{key: getattr(self, key) for key in COMMON} | {"system": system})
 
 
 @dataclass(frozen=True)

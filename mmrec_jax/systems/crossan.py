@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,7 +12,11 @@ from jaxtyping import Array
 from mmrec_jax.adapters import CrossModalTowers, TowerConfig, TowerSpec
 from mmrec_jax.adapters.towers import Head
 from mmrec_jax.fusion import FusionConfig, fuse_modalities
+from mmrec_jax.systems.registry import CatalogueShape, System
 from mmrec_jax.types import HiddenStates, ItemVectors
+
+if TYPE_CHECKING:
+    from mmrec_jax.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -55,3 +60,35 @@ class Crossan(nn.Module):
 
         head = self.param(f"project_{spec.name}", init)
         return head["kernel"], head["bias"]
+
+
+def build(config: RunConfig, catalogue: CatalogueShape) -> Crossan:
+    """The item encoder of a config."""
+    model, bottlenecks = config.model, dict(config.model.bottlenecks)
+    specs = tuple(
+        TowerSpec(name, shape.width, shape.layers, bottlenecks.get(name, model.bottleneck))
+        for name, shape in catalogue.states.items()
+    )
+    return Crossan(CrossanConfig(_towers(config, specs), config.fusion, model.width))
+
+
+def _towers(config: RunConfig, specs: tuple[TowerSpec, ...]) -> TowerConfig:
+    model = config.model
+    return TowerConfig(
+        specs, model.cross_source, model.gate, model.shared_gates, model.gate_temperature, model.activation
+    )
+
+
+SYSTEM = System(
+    build,
+    check=lambda config: _towers(config, tuple(TowerSpec(name, 1, 1) for name in config.modalities)),
+    switches=(
+        "bottleneck",
+        "bottlenecks",
+        "cross_source",
+        "gate",
+        "shared_gates",
+        "gate_temperature",
+        "activation",
+    ),
+)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -23,7 +23,8 @@ from mmrec_jax.objectives import (
 from mmrec_jax.sequence import SasRec, SasRecConfig
 from mmrec_jax.store.table import StateTable
 from mmrec_jax.systems.config import ScoringConfig
-from mmrec_jax.types import HiddenStates, ItemVectors, Params, SequenceBatch
+from mmrec_jax.systems.registry import IDS, STATES
+from mmrec_jax.types import ItemVectors, Params, SequenceBatch
 
 
 @struct.dataclass
@@ -50,7 +51,7 @@ class SequentialInputs:
         read, targets: the event that each of the batch's steps reads, and the one that it is to predict, as indices
             into `candidates`; 0 for unused steps.
         rows: the batch's row of each step; any for unused ones.
-        states: hidden states of the candidates; None for encoders by id.
+        items: what the item encoder reads of the candidates.
         log_popularity: of the candidates.
         num_items: of the catalogue.
     """
@@ -61,63 +62,68 @@ class SequentialInputs:
     read: Int[Array, " step"]
     targets: Int[Array, " step"]
     rows: Int[Array, " step"]
-    states: HiddenStates | None
+    items: Any
     log_popularity: Float[Array, " candidate"]
     num_items: int = struct.field(pytree_node=False)
 
 
 class ItemEncoder(Protocol):
-    """Item vectors of catalogue rows."""
+    """Item vectors of catalogue rows.
 
-    def init(self, rng: Array, frozen: SequentialFrozen) -> Params:
+    `CatalogueItems` reads what lies in tables. An encoder that runs a backbone inside the step looks up the raw inputs
+    of the items in `inputs`, and computes their hidden states in the call, for the same modules of `systems/`.
+    """
+
+    def init(self, rng: Array, frozen: Any) -> Params:
         """Parameters of the encoder."""
 
-    def __call__(self, params: Params, states: HiddenStates | None, rows: Int[Array, " item"]) -> ItemVectors:
-        """Vectors of the given catalogue rows, whose hidden states were looked up before."""
+    def inputs(self, frozen: Any, rows: Int[Array, " item"]) -> Any:
+        """What the call reads of catalogue rows; traced into a program of its own, see `task.Task.inputs`."""
+
+    def __call__(self, params: Params, inputs: Any) -> ItemVectors:
+        """Vectors of the items whose `inputs` were looked up before."""
 
 
 @dataclass(frozen=True)
-class ContentItems:
-    """An item encoder that reads hidden states, such as `systems.Crossan`."""
+class CatalogueItems:
+    """An item encoder of `systems/` over the catalogue's tables.
+
+    Attributes:
+        module: called with what it reads.
+        reads: `states`, `ids`, or both, as `systems.System` says.
+    """
 
     module: nn.Module
+    reads: tuple[str, ...] = (STATES,)
 
     def init(self, rng: Array, frozen: SequentialFrozen) -> Params:
         """Parameters of the module for the table's modalities and widths."""
-        return self.module.init(rng, states_of(frozen, jnp.zeros(1, jnp.int32)))["params"]
+        return self.module.init(rng, *self.inputs(frozen, jnp.zeros(1, jnp.int32)))["params"]
 
-    def __call__(self, params: Params, states: HiddenStates | None, rows: Int[Array, " item"]) -> ItemVectors:
-        """Encodes the states; the rows themselves say nothing more."""
-        vectors = self.module.apply({"params": params}, states)
+    def inputs(self, frozen: SequentialFrozen, rows: Int[Array, " item"]) -> tuple:
+        """Arguments of the module: states and rows, or one of them."""
+        found = {STATES: None if frozen.states is None else frozen.states.rows(rows), IDS: rows}
+        return tuple(found[kind] for kind in self.reads)
+
+    def __call__(self, params: Params, inputs: tuple) -> ItemVectors:
+        """Encodes."""
+        vectors = self.module.apply({"params": params}, *inputs)
         assert isinstance(vectors, ItemVectors)
         return vectors
 
-    def gates(self, params: Params, states: HiddenStates) -> dict[str, tuple[dict[str, Array], ...]]:
-        """Gates of each tower: modality -> one dict a block, source -> scalar or one value a row."""
-        _, kept = self.module.apply({"params": params}, states, mutable=["gates"])
-        return kept["gates"]["adapters"]
+    def gates(self, params: Params, inputs: tuple) -> dict[str, tuple[dict[str, Array], ...]]:
+        """Gates of each tower: its name -> one dict a block, source -> scalar or one value a row; none for modules
+        without."""
+        _, kept = self.module.apply({"params": params}, *inputs, mutable=["gates"])
+        return _sown(kept.get("gates", {}))
 
 
-@dataclass(frozen=True)
-class IdItems:
-    """An item encoder by id: `systems.IdTable`."""
-
-    module: nn.Module
-
-    def init(self, rng: Array, frozen: SequentialFrozen) -> Params:
-        """A fresh table."""
-        return self.module.init(rng, jnp.zeros(1, jnp.int32))["params"]
-
-    def __call__(self, params: Params, states: HiddenStates | None, rows: Int[Array, " item"]) -> ItemVectors:
-        """Looks the rows up."""
-        vectors = self.module.apply({"params": params}, rows)
-        assert isinstance(vectors, ItemVectors)
-        return vectors
-
-
-def states_of(frozen: SequentialFrozen, rows: Int[Array, " item"]) -> HiddenStates | None:
-    """Hidden states of catalogue rows; None where the catalogue has none."""
-    return None if frozen.states is None else frozen.states.rows(rows)
+def _sown(collection: Mapping[str, Any]) -> dict[str, tuple]:
+    """What modules kept by `sow`, by the name they gave it, whichever module it was."""
+    found: dict[str, tuple] = {}
+    for name, value in collection.items():
+        found |= {name: value} if isinstance(value, tuple) else _sown(value)
+    return found
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: jitted functions take the task as a static argument
@@ -184,7 +190,7 @@ class SequentialRecommendation:
             read=at_steps(positions[:, :-1]),
             targets=at_steps(positions[:, 1:]),
             rows=jnp.minimum(batch.steps // (positions.shape[1] - 1), positions.shape[0] - 1),
-            states=states_of(frozen, candidates),
+            items=self.item_encoder.inputs(frozen, candidates),
             log_popularity=frozen.log_popularity[candidates],
             num_items=rows - 1,
         )
@@ -193,7 +199,7 @@ class SequentialRecommendation:
         self, params: Params, inputs: SequentialInputs, rng: Array
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Mean loss over the steps of the batch, and metrics of the fusion weights."""
-        encoded = self._encode(params, inputs.states, inputs.candidates)
+        encoded = self.item_vectors(params, inputs.items)
         vectors = encoded.vector
         users = SasRec(self.user).apply(
             {"params": params["users"]},
@@ -249,21 +255,23 @@ class SequentialRecommendation:
         entropy = -jnp.sum(jnp.where(real, weights * jnp.log(jnp.maximum(weights, 1e-12)), 0.0)) / count
         return {f"weight_{name}": mean[i] for i, name in enumerate(self.modalities)} | {"weight_entropy": entropy}
 
-    def item_vectors(self, params: Params, states: HiddenStates | None, rows: Int[Array, " item"]) -> ItemVectors:
-        """Item vectors of catalogue rows as the user encoder reads them (not yet scaled for scoring)."""
-        return self._encode(params, states, rows)
+    def item_vectors(self, params: Params, inputs: Any) -> ItemVectors:
+        """Item vectors as the user encoder reads them (not yet scaled for scoring).
 
-    def _encode(self, params, states, rows) -> ItemVectors:
+        Args:
+            params: of the task.
+            inputs: what `item_encoder.inputs` gave.
+        """
         dtype = jnp.dtype(self.compute_dtype)
         if dtype == jnp.float32:
-            return self.item_encoder(params["items"], states, rows)
+            return self.item_encoder(params["items"], inputs)
 
         def cast(tree, to):
             return jax.tree.map(
                 lambda leaf: leaf.astype(to) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
             )
 
-        return cast(self.item_encoder(cast(params["items"], dtype), cast(states, dtype), rows), jnp.float32)
+        return cast(self.item_encoder(cast(params["items"], dtype), cast(inputs, dtype)), jnp.float32)
 
     def score_vectors(self, vectors: Float[Array, "row width"]) -> Float[Array, "row width"]:
         """Item vectors whose dot product with `user_vectors` is the score."""

@@ -14,7 +14,6 @@ SMALL = (
     "--config.training.epochs=1",
     "--config.training.batch_size=256",
     "--config.model.width=8",
-    "--config.model.bottleneck=4",
     "--config.model.length=5",
     "--config.model.window=last",
     "--config.user.blocks=1",
@@ -34,6 +33,7 @@ def test_a_config_runs_to_its_results(name, cli, shop, tmp_path):
             f"--config.modalities.title.backbone={shop / 'bert'}",
             "--config.modalities.title.layers=(0,2,3)",
             "--config.modalities.title.max_tokens=16",
+            "--config.model.bottleneck=4",
             "--config.evaluation.ks=(10,20)",
         ]
     workdir = tmp_path / "run"

@@ -1,0 +1,19 @@
+"""SASRec (arXiv 1808.09781) on ids: item vectors from a trained table, users by self-attention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmrec_jax.systems.id_table import IdTable
+from mmrec_jax.systems.registry import IDS, CatalogueShape, System
+
+if TYPE_CHECKING:
+    from mmrec_jax.config import RunConfig
+
+
+def build(config: RunConfig, catalogue: CatalogueShape) -> IdTable:
+    """The table."""
+    return IdTable(catalogue.rows, config.model.width)
+
+
+SYSTEM = System(build, reads=(IDS,))
