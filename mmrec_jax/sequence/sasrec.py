@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmrec_jax.errors import ConfigError
-from mmrec_jax.sequence.dropout import dropped, keep_masks
+from mmrec_jax.dropout import dropped, keep_masks
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.sequence import SasRec, SasRecConfig
-from mmrec_jax.sequence.dropout import dropped, keep_masks
+from mmrec_jax.dropout import dropped, keep_masks
 
 CONFIG = SasRecConfig(width=8, length=6, heads=2, dropout=0.2)
 

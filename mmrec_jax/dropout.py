@@ -1,4 +1,4 @@
-"""Dropout masks of a whole module in one draw of random bits."""
+"""Dropout: the masks of a whole module in one draw of random bits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
@@ -30,3 +31,11 @@ def keep_masks(rng: Array, shapes: Sequence[tuple[int, ...]], rate: float) -> li
 def dropped(x: Float[Array, "*shape"], keep: Bool[Array, "*shape"], rate: float) -> Float[Array, "*shape"]:
     """Inverted dropout: the entries to keep, scaled so that their mean stays."""
     return jnp.where(keep, x / (1.0 - rate), 0.0)
+
+
+def drop(module: nn.Module, x: Float[Array, "*shape"], rate: float) -> Float[Array, "*shape"]:
+    """Dropout of `x` by a module's key "dropout"; `x` as it is where `apply` was given none, or the rate is 0."""
+    if not rate or not module.has_rng("dropout"):
+        return x
+    (keep,) = keep_masks(module.make_rng("dropout"), [x.shape], rate)
+    return dropped(x, keep, rate).astype(x.dtype)
