@@ -54,7 +54,7 @@ def pack_tokens(texts: Sequence[Sequence[np.ndarray]], batch: int, width: int) -
             which[row, start : start + len(tokens)] = number + 1
             start += len(tokens)
             places.append(row * (width // LEAST) + number)
-    return Tokens(jnp.asarray(ids), jnp.asarray(which > 0), jnp.asarray(which)), np.asarray(places)
+    return Tokens(ids, which > 0, which), np.asarray(places, np.int64)
 
 
 def pool_texts(

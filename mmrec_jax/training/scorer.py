@@ -20,13 +20,15 @@ class SequentialScorer:
 
     Attributes:
         encoded: item vectors as the user encoder reads them, and fusion weights, one row a catalogue row.
+        frozen: what was encoded, the states of live backbones with these parameters among it.
     """
 
     def __init__(self, task: SequentialRecommendation, params: Params, frozen: SequentialFrozen) -> None:
         """Encodes all rows of the catalogue."""
         self._task, self._params = task, jax.device_put(params)
         rows = frozen.log_popularity.shape[0]
-        self.encoded = encode_rows(task, self._params, frozen, np.arange(rows, dtype=np.int32))
+        self.frozen = task.computed(self._params, frozen)
+        self.encoded = encode_rows(task, self._params, self.frozen, np.arange(rows, dtype=np.int32))
         self._scored = task.score_vectors(self.encoded.vector)
 
     def item_vectors(self) -> Float[Array, "row width"]:

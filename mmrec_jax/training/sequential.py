@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from mmrec_jax.live.catalogue import LiveBackbones, LiveFrozen
 from mmrec_jax.objectives import (
     ObjectiveConfig,
     gbce_loss,
@@ -24,7 +25,7 @@ from mmrec_jax.sequence import SasRec, SasRecConfig
 from mmrec_jax.store.table import StateTable
 from mmrec_jax.systems.config import ScoringConfig
 from mmrec_jax.systems.registry import IDS, STATES
-from mmrec_jax.types import ItemVectors, Params, SequenceBatch
+from mmrec_jax.types import HiddenStates, ItemVectors, Params, SequenceBatch
 
 
 @struct.dataclass
@@ -32,12 +33,14 @@ class SequentialFrozen:
     """What the task reads and never trains.
 
     Attributes:
-        states: hidden states of the catalogue; None for encoders by id.
+        states: hidden states of the catalogue, those of live modalities aside; None for encoders by id.
         log_popularity: log of each catalogue row's share of the training events.
+        live: backbones that are run in the step; None where all states lie in the table.
     """
 
     states: StateTable | None
     log_popularity: Float[Array, " row"]
+    live: LiveFrozen | None = None
 
 
 @struct.dataclass
@@ -70,8 +73,8 @@ class SequentialInputs:
 class ItemEncoder(Protocol):
     """Item vectors of catalogue rows.
 
-    `CatalogueItems` reads what lies in tables. An encoder that runs a backbone inside the step looks up the raw inputs
-    of the items in `inputs`, and computes their hidden states in the call, for the same modules of `systems/`.
+    `CatalogueItems` reads what lies in tables. Where a backbone is run in the step, the task puts the states that it
+    gives beside those that were looked up, so that modules of `systems/` need not know.
     """
 
     def init(self, rng: Array, frozen: Any) -> Params:
@@ -137,6 +140,7 @@ class SequentialRecommendation:
         scoring: how vectors make a score.
         modalities: names of the fusion weights' columns.
         compute_dtype: of the item encoder's products; parameters and the user encoder stay float32.
+        live: backbones that are run in the step.
         validator: metrics of given parameters on the validation split; None where the task is not trained.
     """
 
@@ -146,6 +150,7 @@ class SequentialRecommendation:
     scoring: ScoringConfig
     modalities: tuple[str, ...] = ()
     compute_dtype: str = "float32"
+    live: LiveBackbones | None = None
     validator: Callable[[SequentialRecommendation, Params, SequentialFrozen], dict[str, float]] | None = None
 
     name = "sequential recommendation"
@@ -157,8 +162,14 @@ class SequentialRecommendation:
         return self.validator(self, params, frozen)
 
     def init(self, rng: Array, frozen: SequentialFrozen) -> Params:
-        """Fresh parameters: `items`, `users`, and `scale` where it is learned."""
+        """Parameters to begin with: `items`, `users`, `scale` where it is learned, `embedded` inside live backbones."""
         item_rng, user_rng = jax.random.split(rng)
+        embedded: Params = {}
+        if self.live is not None:
+            assert frozen.states is not None
+            assert frozen.live is not None
+            embedded = self.live.init(jax.random.fold_in(rng, 2), frozen.live.start)
+            frozen = frozen.replace(states=self.live.blank(frozen.states))
         history = jnp.zeros((1, self.user.length, self.user.width))
         params = {
             "items": self.item_encoder.init(item_rng, frozen),
@@ -168,7 +179,7 @@ class SequentialRecommendation:
         }
         if self.scoring.learn_scale:
             params["scale"] = {"log": jnp.log(jnp.float32(self.scoring.scale))}
-        return params
+        return params | {"embedded": embedded} if embedded else params
 
     def inputs(self, frozen: SequentialFrozen, batch: SequenceBatch, rng: Array) -> SequentialInputs:
         """The batch, the rows to encode for it, and their hidden states."""
@@ -196,10 +207,10 @@ class SequentialRecommendation:
         )
 
     def loss(
-        self, params: Params, inputs: SequentialInputs, rng: Array
+        self, params: Params, frozen: SequentialFrozen, inputs: SequentialInputs, rng: Array
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Mean loss over the steps of the batch, and metrics of the fusion weights."""
-        encoded = self.item_vectors(params, inputs.items)
+        encoded = self.item_vectors(params, self._with_live_states(params, frozen, inputs, rng))
         vectors = encoded.vector
         users = SasRec(self.user).apply(
             {"params": params["users"]},
@@ -214,6 +225,25 @@ class SequentialRecommendation:
         is_step = inputs.read > 0
         loss = jnp.sum(jnp.where(is_step, losses, 0.0)) / jnp.maximum(jnp.sum(is_step), 1)
         return loss, self._fusion_metrics(encoded, inputs.candidates)
+
+    def _with_live_states(self, params, frozen, inputs: SequentialInputs, rng) -> Any:
+        """What the item encoder reads, with the states that backbones give in the step."""
+        if self.live is None:
+            return inputs.items
+        trained, media, key = params.get("embedded", {}), inputs.batch.media, jax.random.fold_in(rng, 3)
+        return tuple(
+            self.live.states(trained, frozen.live, media, part, key) if isinstance(part, HiddenStates) else part
+            for part in inputs.items
+        )
+
+    def computed(self, params: Params, frozen: SequentialFrozen) -> SequentialFrozen:
+        """The same with the states that live backbones give to the whole catalogue in the table: nothing is left to
+        compute, and nothing is kept from earlier parameters. A host function."""
+        if self.live is None or frozen.live is None:
+            return frozen
+        assert frozen.states is not None
+        table = self.live.table(params.get("embedded", {}), frozen.live, frozen.states)
+        return SequentialFrozen(table, frozen.log_popularity)
 
     def _losses(self, users, vectors, inputs: SequentialInputs) -> Float[Array, " step"]:
         """Loss of every step, the unused ones included."""

@@ -70,7 +70,7 @@ def loss_of(task, sequences=SEQUENCES, size=16, seed=0):
 
 
 def loss(task, params, batch, rng):
-    return task.loss(params, task.inputs(FROZEN, batch, rng), rng)[0]
+    return task.loss(params, FROZEN, task.inputs(FROZEN, batch, rng), rng)[0]
 
 
 def test_distinct_items_with_counts_equal_the_loss_over_all_occurrences():

@@ -116,8 +116,8 @@ def test_the_moving_average_follows_the_parameters():
 class OneBadGradient(toy.ToyTask):
     """In the third step the loss is finite and the gradient of `users/up/bias` is not."""
 
-    def loss(self, params, inputs, rng):
-        loss, metrics = super().loss(params, inputs, rng)
+    def loss(self, params, frozen, inputs, rng):
+        loss, metrics = super().loss(params, frozen, inputs, rng)
         bias = params["users"]["up"]["bias"]
         bad = inputs[1].rows.shape[0] == 24
         return loss + (jnp.sum(jnp.sqrt(bias * 0.0)) if bad else 0.0), metrics
@@ -155,8 +155,8 @@ def test_a_loss_that_is_not_finite_by_itself_is_told_from_one_that_parameters_sp
 
 def test_a_metric_that_is_no_scalar_is_refused():
     class Vector(toy.ToyTask):
-        def loss(self, params, inputs, rng):
-            return super().loss(params, inputs, rng)[0], {"rows": inputs[1].rows}
+        def loss(self, params, frozen, inputs, rng):
+            return super().loss(params, frozen, inputs, rng)[0], {"rows": inputs[1].rows}
 
     with pytest.raises(TrainingError, match="'rows' of task toy has shape"):
         begin(task=Vector())
