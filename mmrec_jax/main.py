@@ -7,9 +7,12 @@ Modes:
   evaluate   evaluates the best checkpoints of --workdir on the test split
   recommend  writes the top k for --users or --histories to --out
   inspect    says what a data directory, prepared data, store, checkpoint or workdir at --path holds
+  compare    trains several methods with several seeds, each in a process of its own, and writes one table of accuracy
+             and cost: --config=configs/compare.py, or --configs=A.py,B.py --seeds=0,1,2
+  ab         compares the finished runs in --a and --b user by user
 
 Any value of the config can be set: --config.training.epochs=5. A finished --workdir knows its config: the modes
-other than train need no --config then.
+other than train and compare need no --config then.
 """
 
 from __future__ import annotations
@@ -21,10 +24,10 @@ from collections.abc import Sequence
 from absl import flags
 from absl import logging as absl_logging
 
-from mmrec_jax.config_files import define_config, parse_flags
+from mmrec_jax.config_files import config_path, define_config, parse_flags
 from mmrec_jax.errors import UserError
 
-MODES = ("train", "extract", "evaluate", "recommend", "inspect")
+MODES = ("train", "extract", "evaluate", "recommend", "inspect", "compare", "ab")
 MISTAKE, INTERRUPTED = 2, 130  # exit codes
 
 
@@ -41,7 +44,7 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
         flags.DEFINE_string,
         "workdir",
         None,
-        "Takes everything the run makes. Default: runs/NAME, NAME being config.name.",
+        "Takes everything the run makes. Default: runs/NAME, NAME being config.name; of mode ab: runs/ab.",
     )
     own(flags.DEFINE_list, "users", [], "recommend: ids of users in the data.")
     own(flags.DEFINE_string, "histories", None, "recommend: a .json, .jsonl or .parquet file of lists of item ids.")
@@ -49,6 +52,12 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     own(flags.DEFINE_bool, "exclude_seen", True, "recommend: leave out what the user already had.")
     own(flags.DEFINE_string, "out", None, "recommend: a .parquet, .json or .jsonl file. Default: in the workdir.")
     own(flags.DEFINE_string, "path", None, "inspect: what to look at. Default: the workdir.")
+    own(flags.DEFINE_list, "configs", [], "compare: config files, FILE or FILE:ARGUMENT, in place of --config.")
+    own(flags.DEFINE_list, "seeds", [], "compare: seeds. Default: those of the comparison's config, else 0.")
+    own(flags.DEFINE_string, "baseline", None, "compare: method that the others are compared with. Default: the first.")
+    own(flags.DEFINE_integer, "jobs", None, "compare: runs at a time. Default: one, which times them rightly.")
+    own(flags.DEFINE_string, "a", None, "ab: workdir of a finished run.")
+    own(flags.DEFINE_string, "b", None, "ab: workdir of the run that it is compared with.")
     return values
 
 
@@ -72,7 +81,7 @@ def command(argv: Sequence[str]) -> int:
         if {"--help", "-help", "-h", "--helpfull"} & set(argv[1:]):
             print(_help())
             return 0
-        _run(parse(argv))
+        _run(parse(argv), argv)
     except UserError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return MISTAKE
@@ -82,9 +91,23 @@ def command(argv: Sequence[str]) -> int:
     return 0
 
 
-def _run(values: flags.FlagValues) -> None:
+def _run(values: flags.FlagValues, argv: Sequence[str]) -> None:
     from mmrec_jax import modes
 
+    if values.mode == "compare":
+        modes.compare(
+            values.config,
+            config_path(argv),
+            workdir=values.workdir,
+            configs=values.configs,
+            seeds=values.seeds,
+            baseline=values.baseline,
+            jobs=values.jobs,
+        )
+        return
+    if values.mode == "ab":
+        modes.ab(values.a, values.b, values.workdir)
+        return
     if values.mode == "inspect":
         modes.inspect(values.path or values.workdir, values.config)
         return

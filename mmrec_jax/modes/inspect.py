@@ -100,6 +100,8 @@ def _workdir(directory: Path, console: Console) -> bool:
     console.print(f"Workdir {directory}: run {config.name}, system {config.model.system}")
     console.print(f"data: {config.data.source}")
     console.print(f"config: {directory / CONFIG_FILE}")
+    if config.prepared:
+        console.print(f"prepared data: {config.prepared}")
     if config.modalities:
         source_is_here = bool(config.store) or experiment.has_source(config)
         location = experiment.store_location(config, directory) if source_is_here else str(directory / "store")

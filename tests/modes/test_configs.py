@@ -9,7 +9,8 @@ import pytest
 from tests.tiny_dataset import write_sequences
 from tests.tiny_run import ROOT
 
-CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+COMPARISONS = {"compare", "staged"}  # run by tests/comparison
+CONFIGS = sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - COMPARISONS)
 SMALL = (
     "--config.training.epochs=1",
     "--config.training.batch_size=256",
