@@ -35,6 +35,7 @@ def get_config(argument: str = "lora"):
         max_tokens=64,
     )
     config.methods.title = method(kind=kind)
+    config.fusion.expert = "identity"  # one modality: there is nothing to fuse
     config.model.system = side[0] if side else "linear"
     config.model.length = 20
     config.training.batch_size = 16

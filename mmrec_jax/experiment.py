@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmrec_jax.data.prepared import PreparedData
     from mmrec_jax.live import LiveBackbones, LiveCatalogue, LiveStream
     from mmrec_jax.live.catalogue import LiveFrozen
+    from mmrec_jax.sequence import GruConfig, SasRecConfig
     from mmrec_jax.store.store import HiddenStateStore
     from mmrec_jax.store.table import StateTable
     from mmrec_jax.training.sequential import SequentialFrozen, SequentialRecommendation
@@ -183,25 +184,30 @@ def build_task(
         rows: catalogue rows, padding included.
         live: backbones that are run in the step.
     """
-    from mmrec_jax.sequence import SasRecConfig
-    from mmrec_jax.systems import CatalogueShape, StateShape, system
+    from mmrec_jax.systems import CatalogueShape, StateShape, build, reads, system
     from mmrec_jax.training.sequential import CatalogueItems, SequentialRecommendation
 
-    user = SasRecConfig(
-        width=config.model.width,
-        length=config.model.length,
-        blocks=config.user.blocks,
-        heads=config.user.heads,
-        dropout=config.user.dropout,
-    )
-    chosen = system(config.model.system)
     found = {} if table is None else {n: (layers[0].shape[-1], len(layers)) for n, layers in table.values.items()}
     found |= {name: part.shape for name, part in live.backbones.items()} if live else {}
     shapes = {name: StateShape(*found[name]) for name in config.modalities}
-    items = CatalogueItems(chosen.build(config, CatalogueShape(rows, shapes)), chosen.reads)
     return SequentialRecommendation(
-        items, user, config.objective, config.scoring, chosen.parts(config), compute_dtype(config), live
+        CatalogueItems(build(config, CatalogueShape(rows, shapes)), reads(config)),
+        _user(config),
+        config.objective,
+        config.scoring,
+        system(config.model.system).parts(config),
+        compute_dtype(config),
+        live,
     )
+
+
+def _user(config: RunConfig) -> SasRecConfig | GruConfig:
+    from mmrec_jax.sequence import GruConfig, SasRecConfig
+
+    model, user = config.model, config.user
+    if user.kind == "gru":
+        return GruConfig(model.width, model.length, user.blocks, user.dropout)
+    return SasRecConfig(model.width, model.length, user.blocks, user.heads, user.dropout)
 
 
 def compute_dtype(config: RunConfig) -> str:
@@ -251,6 +257,8 @@ def description(
     config: RunConfig, prepared: PreparedData, store: HiddenStateStore | None, live: LiveBackbones | None = None
 ) -> dict[str, Any]:
     """What a checkpoint is of, kept in its manifest; all but `info` must agree when it is used again."""
+    from mmrec_jax.adapters.config import HARMLESS
+
     modalities: dict[str, Any] = {}
     for name, embedded in live.backbones.items() if live else ():
         modalities[name] = {
@@ -258,7 +266,7 @@ def description(
             "layers": list(embedded.head.layers),
             "pooling": embedded.head.pooling,
             "weights_sha256": embedded.backbone.weights_sha256,
-            "method": {key: value for key, value in asdict(embedded.method).items() if key not in ("remat", "chunk")},
+            "method": {key: value for key, value in asdict(embedded.method).items() if key not in HARMLESS},
         }
     if store is not None:
         for name, part in config.cached.items():
@@ -288,6 +296,7 @@ def id_baseline(config: RunConfig) -> RunConfig:
         modalities={},
         methods={},
         model=config.model.without_switches("sasrec"),
+        user=replace(config.user, kind="sasrec"),
         training=replace(config.training, groups=()),
         baselines=(),
         warm_start="",

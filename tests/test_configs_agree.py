@@ -6,7 +6,11 @@ import dataclasses
 import runpy
 from pathlib import Path
 
+import pytest
+
+from mmrec_jax.adapters.config import METHODS
 from mmrec_jax.config import RunConfig, resolve
+from mmrec_jax.errors import ConfigError
 from mmrec_jax.experiment import id_baseline
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -23,6 +27,21 @@ def test_the_id_only_config_is_the_baseline_of_the_main_job():
     for field in dataclasses.fields(RunConfig):
         if field.name not in apart:
             assert getattr(own, field.name) == getattr(baseline, field.name), field.name
+
+
+@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("side", ["", ",crossan", ",iisan"])
+def test_every_method_has_a_live_config(kind, side):
+    config = config_of("live", f"{kind}{side},smoke")
+    assert config.methods["title"].kind == kind
+    assert config.model.system == (side[1:] or "linear")
+    assert not config.cached
+
+
+def test_a_live_config_knows_its_arguments():
+    for argument in ("lorra", "lora,crossan,iisan", "lora,smoke,fast"):
+        with pytest.raises(ConfigError, match=r"configs/live\.py:.* does not know the argument"):
+            config_of("live", argument)
 
 
 def test_smoke_is_the_same_job_made_small():

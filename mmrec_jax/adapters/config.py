@@ -9,7 +9,7 @@ from mmrec_jax.backbones.transformer import PROJECTIONS
 from mmrec_jax.errors import ConfigError
 
 ADDING = {
-    "lora": ("targets", "rank", "alpha", "dropout"),
+    "lora": ("targets", "rank", "alpha", "dropout", "start"),
     "houlsby": ("bottleneck", "activation", "dropout"),
     "pfeiffer": ("bottleneck", "activation", "dropout"),
     "parallel": ("bottleneck", "activation", "dropout", "scale"),
@@ -21,6 +21,8 @@ SELECTING = {"bitfit": (), "layer_norm": (), "top": ("top",), "full": ()}
 """Methods that train some of the backbone's own weights -> the keys that they read beside `layers`."""
 METHODS = ("frozen", *ADDING, *SELECTING)
 COMMON = ("kind", "remat", "chunk")
+HARMLESS = ("remat", "chunk", "start")
+"""Keys that change nothing of what a trained model computes."""
 WHOLE = ("frozen", "prompt", "top", "full")  # they concern no single blocks
 
 
@@ -41,6 +43,7 @@ class MethodConfig:
         tokens: of a prefix (in each block) or a prompt.
         layers: blocks that the method is in, counted from 0; () is all of them.
         top: how many of the last blocks "top" trains.
+        start: folder that the `peft` library wrote, whose LoRA matrices training begins with; "" is fresh ones.
         remat: whether the backward pass computes each block again instead of keeping what is inside it.
         chunk: items (rows of several texts count as one) that are encoded at once, one lot after another, with the
             backward pass encoding each lot again: a bound on memory; 0 is all at once.
@@ -57,6 +60,7 @@ class MethodConfig:
     tokens: int = 8
     layers: tuple[int, ...] = ()
     top: int = 2
+    start: str = ""
     remat: bool = False
     chunk: int = 0
 

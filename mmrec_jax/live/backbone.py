@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -14,11 +14,13 @@ from jaxtyping import Array, Float, Num
 
 from mmrec_jax.adapters.config import ADDING, MethodConfig
 from mmrec_jax.adapters.embedded import EmbeddedMethod, join, split, start_of, trained_names, used_names
+from mmrec_jax.adapters.peft_files import import_lora
 from mmrec_jax.backbones.backbone import Backbone, load
 from mmrec_jax.backbones.config import ExtractionConfig, ModalityConfig, resolve_layers
 from mmrec_jax.backbones.encode import Head, PooledEncoder, check_head, model_for, pooled_states, tokens_of
 from mmrec_jax.backbones.image import ImagePreprocessor
 from mmrec_jax.backbones.video import VideoPreprocessor
+from mmrec_jax.errors import ConfigError
 from mmrec_jax.live.inputs import RawInputs, normalised
 from mmrec_jax.live.parts import Layout, RawBatch, layout_of
 from mmrec_jax.types import Params
@@ -35,6 +37,7 @@ class LiveBackbone:
             what training begins with.
         head: what is kept of its states.
         trained: '/'-joined names of the parameters that are trained.
+        given: what training begins with, where a method that adds modules does not begin with fresh ones.
         encoder: the whole catalogue's states.
     """
 
@@ -44,6 +47,7 @@ class LiveBackbone:
     head: Head
     trained: frozenset[str]
     encoder: PooledEncoder = field(repr=False)
+    given: Params | None = field(default=None, repr=False)
 
     @property
     def frozen(self) -> Params:
@@ -52,8 +56,8 @@ class LiveBackbone:
 
     @property
     def start(self) -> Params:
-        """The backbone's parameters that are trained, as they were pretrained; none where modules are added."""
-        return start_of(self.backbone.params, self.trained)
+        """What training begins with: weights of the backbone, or modules trained before; nothing for fresh ones."""
+        return self.given if self.given is not None else start_of(self.backbone.params, self.trained)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -62,7 +66,7 @@ class LiveBackbone:
 
     def init(self, rng: Array, start: Params) -> Params:
         """What is trained, as it begins: fresh modules, or `start`."""
-        if self.method.kind not in ADDING:
+        if self.method.kind not in ADDING or self.given is not None:
             return jax.tree.map(jnp.asarray, start)
         example = self.backbone.example
 
@@ -161,6 +165,7 @@ def live_backbone(
 
     Raises:
         BackboneError: the backbone cannot be loaded.
+        CheckpointError: what the method is to begin with cannot be read, or does not fit.
         ConfigError: layers, pooling or the method do not fit it.
     """
     where = f"methods.{name}"
@@ -181,7 +186,23 @@ def live_backbone(
     trained = _trained(backbone, method, head, where)
     size = extraction.batch(modality.kind, jax.default_backend())
     encoder = PooledEncoder(backbone, [head], size, packs=method.kind != "prompt")
-    return LiveBackbone(name, method, backbone, head, frozenset(trained), encoder)
+    given = _given(backbone, method, trained, where) if method.start else None
+    return LiveBackbone(name, method, backbone, head, frozenset(trained), encoder, given)
+
+
+def _given(backbone: Backbone, method: MethodConfig, trained: set[str], where: str) -> Params:
+    """LoRA's matrices from a folder of peft's, which must be of the method that the config says."""
+    found, added = import_lora(method.start, backbone)
+    asked = replace(method, **dict.fromkeys(("dropout", "chunk"), 0), remat=False, start="")
+    said = replace(found, dropout=0, targets=tuple(sorted(found.targets)))
+    if replace(asked, targets=tuple(sorted(asked.targets))) != said:
+        raise ConfigError(
+            f"{where}: start={method.start!r} holds LoRA of other settings: set targets={found.targets}, "
+            f"rank={found.rank}, alpha={found.alpha}, layers={found.layers}."
+        )
+    if beyond := set(traverse_util.flatten_dict(added, sep="/")) - trained:
+        raise ConfigError(f"{where}: start={method.start!r} has {min(beyond)}, which no state that is read depends on.")
+    return added
 
 
 def _trained(backbone: Backbone, method: MethodConfig, head: Head, where: str) -> set[str]:

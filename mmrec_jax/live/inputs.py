@@ -92,7 +92,8 @@ def prepare_inputs(
         StoreError: more media than `limits.max_failure_share` are broken, or no item has the modality.
     """
     if not (directory / "inputs.json").is_file():
-        if isinstance(preprocess, ImagePreprocessor) and not preprocess.output:
+        pixels = preprocess.image if isinstance(preprocess, VideoPreprocessor) else preprocess
+        if isinstance(pixels, ImagePreprocessor) and not pixels.output:
             raise ConfigError(
                 f"methods.{name}: the backbone's preprocessor_config.json makes images of several sizes, and live "
                 "ones need one: set its `crop_size`."

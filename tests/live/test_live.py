@@ -15,6 +15,7 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from mmrec_jax import Recommender, experiment, modes
+from mmrec_jax.adapters.peft_files import export_lora
 from mmrec_jax.config import method, resolve
 from mmrec_jax.errors import CheckpointError, ConfigError
 from mmrec_jax.modes.run import Run, open_run
@@ -162,6 +163,18 @@ def test_one_modality_may_be_live_and_another_cached(shop: Path, tmp_path: Path)
     _, gradients = loss_and_gradients(run, params, jax.random.key(0))
     moved = [name for name, leaf in named_leaves(gradients["embedded"]).items() if jnp.abs(leaf).max() > 0]
     assert len(moved) > 20
+
+
+def test_a_training_begins_with_lora_that_peft_may_have_written(live: Run, shop: Path, tmp_path: Path) -> None:
+    part, added = live.live.backbones["words"], live.parameters()["embedded"]["words"]
+    export_lora(tmp_path / "lora", part.backbone, part.method, added)
+    settings = {"words": {"kind": "lora", "rank": 2, "start": str(tmp_path / "lora")}}
+    run = open_run(config_of(shop, settings, "words"), tmp_path / "run")
+    begun = run.task.init(jax.random.key(0), run.frozen)["embedded"]["words"]
+    jax.tree.map(np.testing.assert_array_equal, begun, added)
+    settings["words"]["rank"] = 3
+    with pytest.raises(ConfigError, match=r"holds LoRA of other settings: set targets=.*, rank=2"):
+        experiment.load_live(resolve(config_of(shop, settings, "words")))
 
 
 def test_combinations_that_cannot_be_are_found_before_anything_is_loaded(shop: Path, tmp_path: Path) -> None:

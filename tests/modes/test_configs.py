@@ -23,10 +23,21 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, "live:bitfit,crossan"])
 def test_a_config_runs_to_its_results(name, cli, shop, tmp_path):
     argument, flags = "", []
-    if name == "crossan":
+    if name.startswith("live"):
+        name, _, argument = name.partition(":")
+        argument = f":{argument or 'lora'},smoke"
+        flags = [
+            f"--config.data.source={shop / 'data'}",
+            f"--config.modalities.title.backbone={shop / 'bert'}",
+            "--config.modalities.title.template={title}. {about}",
+            "--config.modalities.title.layers=(0,2,3)",
+            "--config.modalities.title.max_tokens=16",
+            *(["--config.model.bottleneck=4"] if "crossan" in argument else ["--config.methods.title.rank=2"]),
+        ]
+    elif name == "crossan":
         argument = ":smoke"  # on the embedded sample, with its own store
     elif name == "scientific":
         flags = [
