@@ -37,6 +37,8 @@ def get_config(argument: str = "lora"):
     config.methods.title = method(kind=kind)
     config.fusion.expert = "identity"  # one modality: there is nothing to fuse
     config.model.system = side[0] if side else "linear"
+    if side == ["iisan"]:
+        config.model.towers = "intra"  # its inter-modal tower is for two modalities
     config.model.length = 20
     config.training.batch_size = 16
     config.training.learning_rate = 1e-4 if kind in ("top", "full") else 1e-3

@@ -48,3 +48,15 @@ def test_smoke_is_the_same_job_made_small():
     smoke, full = config_of("crossan", "smoke"), config_of("crossan")
     assert (smoke.data, smoke.baselines, list(smoke.modalities)) == (full.data, full.baselines, list(full.modalities))
     assert smoke.training.epochs < full.training.epochs
+
+
+@pytest.mark.parametrize("name", ["iisan", "iisan_versa", "frozen", "sasrec_content", "gru4rec", "sasrec"])
+def test_systems_that_are_compared_differ_in_the_model_alone(name):
+    ours, theirs = config_of(name), config_of("crossan")
+    apart = {"name", "baselines", "model", "fusion", *(("user",) if name == "gru4rec" else ())}
+    apart |= {"modalities"} if name in ("gru4rec", "sasrec") else set()
+    for field in dataclasses.fields(RunConfig):
+        if field.name not in apart:
+            assert getattr(ours, field.name) == getattr(theirs, field.name), field.name
+    for key in ("width", "length", "window"):
+        assert getattr(ours.model, key) == getattr(theirs.model, key), key

@@ -210,6 +210,8 @@ class Recommender:
         config = self._run.config
         if not config.modalities:
             raise ConfigError(f"{config.name} knows items by id only: new items need training.")
+        if config.model.add_ids:
+            raise ConfigError(f"{config.name} gives each item a vector of its id (add_ids): new items need training.")
         frame = self._new_items(items if isinstance(items, pl.DataFrame) else pl.DataFrame(list(items)))
         ids = frame["item"].to_list()
         frozen = self._encoded_by_backbones(frame, Path(media_root), backbones, allow_other_weights)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from mmrec_jax.config import RunConfig
 
-SYSTEMS = ("crossan", "sasrec")
+SYSTEMS = ("crossan", "gru4rec", "iisan", "iisan_versa", "linear", "sasrec")
 """Pages of this folder. A system of one's own is named by its module: `model.system="my_shop.towers"`."""
 STATES, IDS = "states", "ids"
 
@@ -39,6 +39,11 @@ class CatalogueShape:
 
     rows: int
     states: Mapping[str, StateShape]
+
+    @classmethod
+    def of_layers(cls, config: RunConfig) -> CatalogueShape:
+        """The shape as far as a config tells it, for checks: all widths are 1, and an open list of layers has 2."""
+        return cls(1, {name: StateShape(1, len(part.layers) or 2) for name, part in config.modalities.items()})
 
 
 def _modalities(config: RunConfig) -> tuple[str, ...]:
@@ -92,6 +97,22 @@ def system(name: str) -> System:
     return found
 
 
+def reads(config: RunConfig) -> tuple[str, ...]:
+    """What a config's item encoder reads of each item."""
+    own = system(config.model.system).reads
+    return (*own, IDS) if config.model.add_ids else own
+
+
+def build(config: RunConfig, catalogue: CatalogueShape) -> nn.Module:
+    """The item encoder of a config, called with what `reads` says."""
+    module = system(config.model.system).build(config, catalogue)
+    if not config.model.add_ids:
+        return module
+    from mmrec_jax.systems.id_table import IdsAndContent, IdTable
+
+    return IdsAndContent(module, IdTable(catalogue.rows, config.model.width))
+
+
 def check(config: RunConfig) -> None:
     """Finds combinations that cannot be.
 
@@ -104,6 +125,8 @@ def check(config: RunConfig) -> None:
         raise ConfigError(f"model.system={name!r} reads hidden states: name at least one modality.")
     if STATES not in chosen.reads and config.modalities:
         raise ConfigError(f"model.system={name!r} knows items by id only: it takes no modalities.")
+    if config.model.add_ids and IDS in chosen.reads:
+        raise ConfigError(f"model.add_ids: model.system={name!r} reads ids already.")
     for key, value in config.model.switched().items():
         if key not in chosen.switches:
             readers = [other for other in SYSTEMS if key in system(other).switches]

@@ -21,7 +21,7 @@ from mmrec_jax.objectives import (
     softmax_loss,
     uniform_negatives,
 )
-from mmrec_jax.sequence import SasRec, SasRecConfig
+from mmrec_jax.sequence import GruConfig, SasRecConfig, user_encoder
 from mmrec_jax.store.table import StateTable
 from mmrec_jax.systems.config import ScoringConfig
 from mmrec_jax.systems.registry import IDS, STATES
@@ -145,7 +145,7 @@ class SequentialRecommendation:
     """
 
     item_encoder: ItemEncoder
-    user: SasRecConfig
+    user: SasRecConfig | GruConfig
     objective: ObjectiveConfig
     scoring: ScoringConfig
     modalities: tuple[str, ...] = ()
@@ -170,12 +170,10 @@ class SequentialRecommendation:
             assert frozen.live is not None
             embedded = self.live.init(jax.random.fold_in(rng, 2), frozen.live.start)
             frozen = frozen.replace(states=self.live.blank(frozen.states))
-        history = jnp.zeros((1, self.user.length, self.user.width))
+        history, mask = jnp.zeros((1, self.user.length, self.user.width)), jnp.ones((1, self.user.length), bool)
         params = {
             "items": self.item_encoder.init(item_rng, frozen),
-            "users": SasRec(self.user).init(user_rng, history, jnp.ones((1, self.user.length), bool), train=False)[
-                "params"
-            ],
+            "users": user_encoder(self.user).init(user_rng, history, mask, train=False)["params"],
         }
         if self.scoring.learn_scale:
             params["scale"] = {"log": jnp.log(jnp.float32(self.scoring.scale))}
@@ -212,7 +210,7 @@ class SequentialRecommendation:
         """Mean loss over the steps of the batch, and metrics of the fusion weights."""
         encoded = self.item_vectors(params, self._with_live_states(params, frozen, inputs, rng))
         vectors = encoded.vector
-        users = SasRec(self.user).apply(
+        users = user_encoder(self.user).apply(
             {"params": params["users"]},
             vectors[inputs.read],
             inputs.batch.positions[:, :-1] > 0,
@@ -311,7 +309,8 @@ class SequentialRecommendation:
         self, params: Params, vectors: Float[Array, "row width"], histories: Int[Array, "batch length"]
     ) -> Float[Array, "batch width"]:
         """User vectors after the last item of left-padded histories of catalogue rows, scaled for scoring."""
-        states = SasRec(self.user).apply({"params": params["users"]}, vectors[histories], histories > 0, train=False)
+        encoder = user_encoder(self.user)
+        states = encoder.apply({"params": params["users"]}, vectors[histories], histories > 0, train=False)
         users = jnp.asarray(states)[:, -1]
         return self._scored(params, users, users)[0]
 

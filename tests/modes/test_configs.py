@@ -37,7 +37,7 @@ def test_a_config_runs_to_its_results(name, cli, shop, tmp_path):
             "--config.modalities.title.max_tokens=16",
             *(["--config.model.bottleneck=4"] if "crossan" in argument else ["--config.methods.title.rank=2"]),
         ]
-    elif name == "crossan":
+    elif name in ("crossan", "iisan", "iisan_versa", "frozen", "sasrec_content"):
         argument = ":smoke"  # on the embedded sample, with its own store
     elif name == "scientific":
         flags = [
