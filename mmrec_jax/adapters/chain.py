@@ -108,7 +108,8 @@ def _backward(activation, frozen, saved, by_out):
             by_downs[rung] = _thin(by_before) @ mixed[rung]
             by_mixed = share * by_mixed + by_before @ downs[rung]
     if by_sources[0] is None:
-        by_sources[0], by_first = first_weight * by_mixed, jnp.sum(by_mixed * first)
+        by_first = jnp.sum(by_mixed * first)
+        by_sources[0] = jnp.zeros_like(first) if frozen else first_weight * by_mixed
     by_shares[0] = jnp.zeros_like(shares[0])
     return (
         by_first,
