@@ -20,6 +20,11 @@ def get_config(argument: str = ""):
     config = comparison(f"compare{'_smoke' if argument else ''}")
     config.runs.crossan = run(f"crossan.py{size}")
     config.runs.crossan_text = run(f"crossan.py{size}", modalities=("overview",))
+    config.runs.iisan = run(f"iisan.py{size}")
+    config.runs.iisan_versa = run(f"iisan_versa.py{size}")
+    config.runs.frozen = run(f"frozen.py{size}")
+    config.runs.sasrec_content = run(f"sasrec_content.py{size}")
     config.runs.sasrec = run(f"sasrec.py{size}")
+    config.runs.gru4rec = run(f"gru4rec.py{size}")
     config.baseline = "crossan"
     return config

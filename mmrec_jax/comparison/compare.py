@@ -62,8 +62,9 @@ def compare(comparison: Comparison, workdir: Path, folder: Path, console: Consol
     found = outcomes(comparison, planned, finished, shared.held_out)
     content = _write(comparison, found, shared, failed, workdir, console)
     if failed:
+        rest = "the tables are of the others" if found else "there is nothing to compare"
         raise TrainingError(
-            f"{len(failed)} jobs failed; the tables are of the others.\n  "
+            f"{len(failed)} jobs failed; {rest}.\n  "
             + "\n  ".join(_in_words(title, failure) for title, failure in failed.items())
             + "\nThe same command tries these again, and repeats no other."
         )
@@ -126,7 +127,7 @@ def _write(
     (workdir / f"{REPORT}.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
     page = tables.document(comparison, rows, shared.held_out, failed)
     (workdir / f"{REPORT}.md").write_text(page, encoding="utf-8")
-    console.print(f"Written: {workdir / REPORT}.md, .json, .csv, .png", soft_wrap=True)
+    console.print(f"Written: {workdir / REPORT}.md, .json{', .csv, .png' if rows else ''}", soft_wrap=True)
     return content
 
 
