@@ -143,9 +143,7 @@ def _modules(backbone: Backbone) -> dict[str, str]:
 
 def _known(modules: dict[str, str], kernel: str, backbone: Backbone) -> str:
     if kernel not in modules:
-        raise ConfigError(
-            f"{backbone.spec}: {kernel} shares its tensor with others: peft has no such LoRA."
-        )
+        raise ConfigError(f"{backbone.spec}: {kernel} shares its tensor with others: peft has no such LoRA.")
     return modules[kernel]
 
 

@@ -69,7 +69,7 @@ def tokens_of(backbone: Backbone) -> PooledTokens:
 def model_for(backbone: Backbone, heads: Sequence[Head]) -> nn.Module:
     """The backbone's module, which computes of its last block no more tokens than the heads read."""
     if backbone.family.kind == "image" and all(head.pooling == "cls" for head in heads):
-        return backbone.model.clone(config=replace(backbone.model.config, last_tokens=backbone.class_tokens))
+        return backbone.model.clone(config=replace(backbone.sizes, last_tokens=backbone.class_tokens))
     return backbone.model
 
 

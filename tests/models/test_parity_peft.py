@@ -18,7 +18,10 @@ from mmrec_jax.backbones.family import Tokens
 from tests.models.test_peft_files import METHOD, random_part
 from tests.tiny_backbones import write_backbone
 
-pytestmark = pytest.mark.parity
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.filterwarnings("ignore"),  # torch, transformers and peft warn of their own affairs
+]
 IDS = np.asarray([[2, 9, 14, 3, 7], [2, 5, 3, 0, 0]])
 SEEN = np.asarray([[True] * 5, [True] * 3 + [False] * 2])
 

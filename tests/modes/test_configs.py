@@ -35,6 +35,7 @@ def test_a_config_runs_to_its_results(name, cli, shop, tmp_path):
             "--config.modalities.title.template={title}. {about}",
             "--config.modalities.title.layers=(0,2,3)",
             "--config.modalities.title.max_tokens=16",
+            "--config.evaluation.ks=(5,10)",
             *(["--config.model.bottleneck=4"] if "crossan" in argument else ["--config.methods.title.rank=2"]),
         ]
     elif name in ("crossan", "iisan", "iisan_versa", "frozen", "sasrec_content"):
