@@ -7,7 +7,7 @@ other encoders `mmrec_jax.backbones.config.evenly_spaced(depth, count)` makes th
 blocks. Backbones may differ in width too, and lists in length. User encoder, objective and training are those of
 `configs/crossan.py`.
 
-RESULT
+Some three minutes on two CPU cores.
 
 Arguments: `configs/iisan_versa.py:smoke` runs two epochs of a shrunken model, to see that everything works.
 """

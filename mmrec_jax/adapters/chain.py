@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,8 @@ def _backward(activation, frozen, saved, by_out):
     first_weight, first, product, mixed, before, shares, downs, ups, kernel = saved
     act = ACTIVATIONS[activation]
     last = len(mixed) - 1
-    by_shares, by_downs, by_biases, by_ups, by_sources = ([None] * (last + 1) for _ in range(5))
+    made: list[list[Any]] = [[None] * (last + 1) for _ in range(5)]
+    by_shares, by_downs, by_biases, by_ups, by_sources = made
 
     hidden, act_vjp = jax.vjp(act, before[last])
     through = ups[last] @ kernel.T
