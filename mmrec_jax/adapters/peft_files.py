@@ -109,7 +109,7 @@ def import_lora(directory: str | Path, backbone: Backbone) -> tuple[MethodConfig
     halves = [path for path in found if path[:-1] + other[path[-1]] not in found]
     problems += [f"the other matrix of {path[:-2]} is missing" for path in halves]
     places = {path: _place(_kernel_of(path)) for path in found}
-    targets, layers = (sorted({part[i] for part in places.values()}) for i in (0, 1))
+    targets, layers = sorted({place for place, _ in places.values()}), sorted({layer for _, layer in places.values()})
     wanted = {path for path in shapes if PLACE.fullmatch(path) and _place(path) in _product(targets, layers)}
     problems += [f"there is nothing for {path}" for path in sorted(wanted) if _added(path, "a") not in found]
     if problems or not found:

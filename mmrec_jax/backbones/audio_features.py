@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -88,8 +88,8 @@ class AudioPreprocessor(abc.ABC):
         # Recordings are read in processes that need no JAX, which this import brings.
         from mmrec_jax.backbones.family import Sound
 
-        values = np.zeros((rows, time, *self.shape[1:]), np.float32)
-        lengths = np.zeros(rows, np.int32)
+        values: Any = np.zeros((rows, time, *self.shape[1:]), np.float32)
+        lengths: Any = np.zeros(rows, np.int32)
         for row, recording in enumerate(recordings):
             lengths[row] = len(recording)
             values[row, : len(recording)] = recording

@@ -224,7 +224,8 @@ def stack(pixels: Sequence[np.ndarray], batch: int) -> Array:
 def pad_tokens(ids: Sequence[np.ndarray], batch: int, longest: int) -> Tokens:
     """Texts as one block of `batch` rows and of a length from `padded_length`, at most `longest`."""
     length = min(padded_length(max(len(i) for i in ids)), longest)
-    padded, mask = np.zeros((batch, length), np.int32), np.zeros((batch, length), bool)
+    padded: Any = np.zeros((batch, length), np.int32)
+    mask: Any = np.zeros((batch, length), bool)
     for row, tokens in enumerate(ids):
         padded[row, : len(tokens)] = tokens
         mask[row, : len(tokens)] = True
@@ -236,7 +237,7 @@ def pooled_states(
     heads: tuple[Head, ...],
     tokens: PooledTokens,
     params: Params,
-    inputs: Tokens | Sound | Array,
+    inputs: Any,
     rngs: dict[str, Array] | None = None,
 ) -> tuple[Float[Array, "batch layer width"], ...]:
     """Pooled states of each head; blocks above the last layer asked for are not computed.
@@ -248,7 +249,7 @@ def pooled_states(
         heads: what is kept.
         tokens: of the encoder.
         params: of the model.
-        inputs: what it takes.
+        inputs: `Tokens`, `Sound`, pixels or frames, as it takes them.
         rngs: keys of methods inside it, such as "dropout".
     """
     videos = inputs.shape[:2] if tokens.framewise else ()

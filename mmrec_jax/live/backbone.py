@@ -134,7 +134,7 @@ class LiveBackbone:
         """States of a whole catalogue with the given parameters, one array a layer; zeros for absent items."""
         rows = np.flatnonzero(inputs.present)
         (found,) = self.encoder(
-            (normalised(self.backbone.preprocess, inputs[row]) for row in rows), join(trained, frozen)
+            (normalised(self.backbone.preprocess, inputs[int(row)]) for row in rows), join(trained, frozen)
         )
         width, layers = self.shape
         states = np.zeros((layers, len(inputs.present), width), np.float32)
@@ -193,8 +193,8 @@ def live_backbone(
 def _given(backbone: Backbone, method: MethodConfig, trained: set[str], where: str) -> Params:
     """LoRA's matrices from a folder of peft's, which must be of the method that the config says."""
     found, added = import_lora(method.start, backbone)
-    asked = replace(method, **dict.fromkeys(("dropout", "chunk"), 0), remat=False, start="")
-    said = replace(found, dropout=0, targets=tuple(sorted(found.targets)))
+    asked = replace(method, dropout=0.0, chunk=0, remat=False, start="")
+    said = replace(found, dropout=0.0, targets=tuple(sorted(found.targets)))
     if replace(asked, targets=tuple(sorted(asked.targets))) != said:
         raise ConfigError(
             f"{where}: start={method.start!r} holds LoRA of other settings: set targets={found.targets}, "

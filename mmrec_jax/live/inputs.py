@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,10 +59,14 @@ class RawInputs:
 def unnormalised(preprocess: Preprocessor) -> Preprocessor:
     """The preprocessing that leaves pixels at 0..255, which then fit into a byte; others as they are."""
     if isinstance(preprocess, ImagePreprocessor):
-        return replace(preprocess, scale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+        return _bytes(preprocess)
     if isinstance(preprocess, VideoPreprocessor):
-        return replace(preprocess, image=unnormalised(preprocess.image))
+        return replace(preprocess, image=_bytes(preprocess.image))
     return preprocess
+
+
+def _bytes(preprocess: ImagePreprocessor) -> ImagePreprocessor:
+    return replace(preprocess, scale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 def prepare_inputs(
@@ -142,7 +146,7 @@ def _write(modality, preprocess, catalogue, media_root, limits, directory: Path,
     (directory / "inputs.json").write_text(json.dumps(about), encoding="utf-8")
 
 
-def _inputs(modality, preprocess, catalogue, media_root, limits) -> Iterator[Input]:
+def _inputs(modality, preprocess, catalogue, media_root, limits) -> Generator[Input]:
     places = np.arange(len(catalogue))
     if isinstance(preprocess, TextPreprocessor):
         texts = TextInputs(modality, preprocess, catalogue)

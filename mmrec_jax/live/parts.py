@@ -100,10 +100,12 @@ class ByLength:
 
     def batch(self, rows: Int[np.ndarray, " item"], sizes: Sizes) -> RawBatch:
         """Items by length."""
-        present = self.inputs.present[rows]
+        present: Any = self.inputs.present[rows]
         items = np.flatnonzero(present)
         items = items[np.argsort(-self.inputs.lengths(rows[items]), kind="stable")]
-        places, parts, end = np.zeros(len(rows), np.int32), [], sum(sizes)
+        places: Any = np.zeros(len(rows), np.int32)
+        parts: list[Any] = []
+        end = sum(sizes)
         for length, size in reversed(list(zip(self.lengths, sizes, strict=True))):
             inside, items = items[:size], items[size:]
             end -= size
@@ -144,11 +146,12 @@ class Packed:
 
     def batch(self, rows: Int[np.ndarray, " item"], sizes: Sizes) -> RawBatch:
         """Short texts in shared rows."""
-        present = self.inputs.present[rows]
+        present: Any = self.inputs.present[rows]
         items = np.flatnonzero(present)
         lengths = self.inputs.lengths(rows[items])
         short, long = items[lengths <= self.width], items[lengths > self.width]
-        places, parts = np.zeros(len(rows), np.int32), []
+        places: Any = np.zeros(len(rows), np.int32)
+        parts: list[Any] = []
         shared, alone = sizes
         if shared:
             filled = [short[np.asarray(row)] for row in fill_rows(self.inputs.lengths(rows[short]), self.width)]
@@ -164,7 +167,8 @@ class Packed:
 
 
 def _block_of_texts(texts: Sequence[np.ndarray], size: int, length: int) -> Tokens:
-    ids, mask = np.zeros((size, length), np.int32), np.zeros((size, length), bool)
+    ids: Any = np.zeros((size, length), np.int32)
+    mask: Any = np.zeros((size, length), bool)
     for row, tokens in enumerate(texts):
         ids[row, : len(tokens)] = tokens
         mask[row, : len(tokens)] = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from mmrec_jax.data.batches import TrainingStream
@@ -77,7 +79,7 @@ class LiveStream:
             if any(np.greater(needed, most)):
                 most = tuple(np.maximum(needed, most).tolist())
             media[name] = layout.batch(rows, layout.sizes(most))
-        return batch.replace(media=media)
+        return replace(batch, media=media)
 
 
 def _size(batch: SequenceBatch) -> tuple[int, int]:

@@ -271,7 +271,8 @@ class Recommender:
             if run.live is not None:
                 catalogue = experiment.live_catalogue(config, run.live, frame, media_root, Path(folder) / "inputs", "")
                 live = run.live.frozen(catalogue)
-                frozen = run.task.computed(jax.device_put(self._params), frozen.replace(live=live))
+                frozen = run.task.computed(jax.device_put(self._params), replace(frozen, live=live))
+        assert frozen.states is not None
         there = np.any([np.asarray(mask) for mask in frozen.states.present.values()], axis=0)[1:]
         if not there.all():
             lacking = frame["item"].filter(~pl.Series(there)).to_list()
@@ -286,6 +287,7 @@ class Recommender:
         from mmrec_jax import store
 
         own, wanted = self._run.store, self._run.config.cached
+        assert own is not None  # a config with cached modalities has one
         kinds = {info.dtype for info in own.modalities.values()}
         dtype = kinds.pop() if len(kinds) == 1 else "float32"
         store.extract(wanted, frame, media_root, folder, replace(limits, dtype=dtype), backbones)

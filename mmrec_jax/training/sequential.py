@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -169,7 +169,7 @@ class SequentialRecommendation:
             assert frozen.states is not None
             assert frozen.live is not None
             embedded = self.live.init(jax.random.fold_in(rng, 2), frozen.live.start)
-            frozen = frozen.replace(states=self.live.blank(frozen.states))
+            frozen = replace(frozen, states=self.live.blank(frozen.states))
         history, mask = jnp.zeros((1, self.user.length, self.user.width)), jnp.ones((1, self.user.length), bool)
         params = {
             "items": self.item_encoder.init(item_rng, frozen),

@@ -96,7 +96,8 @@ def test_the_gradient_norm_is_that_of_optax():
     batch = jax.device_put(next(stream))
     rng = jax.random.fold_in(jax.random.split(jax.random.key(0))[1], 0)
     task = toy.ToyTask()
-    gradients = jax.grad(task.loss, has_aux=True)(state.params, task.inputs(frozen, batch, rng), rng)[0]
+    inputs = task.inputs(frozen, batch, rng)
+    gradients = jax.grad(task.loss, has_aux=True)(state.params, frozen, inputs, rng)[0]
     expected = float(optax.tree.norm(gradients))
     _, sums, _ = fetch_window(step(state, frozen, batch))
     assert sums["gradient_norm"] == pytest.approx(expected, rel=1e-5)  # another order of summation
