@@ -6,7 +6,7 @@ Two intra-modal towers and an inter-modal one on cached states. User encoder, ob
 `configs/crossan.py`. The paper's ablations: --config.model.towers=intra (or inter), --config.model.gate=add,
 --config.model.remove_first, and any list of layers.
 
-Some three minutes on two CPU cores.
+Some three minutes on two CPU cores. Seen on the test split with one seed: HR@10 of 8.5%, NDCG@10 of 3.8%.
 
 Arguments: `configs/iisan.py:smoke` runs two epochs of a shrunken model, to see that everything works.
 """
