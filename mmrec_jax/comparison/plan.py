@@ -77,7 +77,10 @@ def variants(comparison: Comparison, folder: Path) -> list[Variant]:
     found, problems = [], []
     for name, entry in comparison.runs.items():
         try:
-            config = load_config(str(folder / entry.config), (*comparison.settings, *entry.settings))
+            path = str(folder / entry.config)
+            if is_comparison(load_config(path)):  # before settings that it would not know
+                raise ConfigError("its config is a comparison, and not that of a run.")
+            config = load_config(path, (*comparison.settings, *entry.settings))
             found += _staged(comparison, name, entry, config) if comparison.plan == "staged" else []
             found += _plain(comparison, name, entry, config) if comparison.plan == "plain" else []
         except ConfigError as error:
@@ -152,8 +155,6 @@ def _added(before: Sequence[str], now: Sequence[str]) -> str:
 def _compared(config: ConfigDict, name: str, modalities: Sequence[str]) -> RunConfig:
     """The config of a run that is compared: of these modalities, without what only one run on its own has."""
     values: dict[str, Any] = config.to_dict()
-    if is_comparison(config):
-        raise ConfigError("its config is a comparison, and not that of a run.")
     values |= {"name": name, "baselines": (), "show_users": 0}
     if modalities:
         named = values.get("modalities", {})

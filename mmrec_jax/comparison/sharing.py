@@ -44,7 +44,7 @@ def share_places(variants: Sequence[Variant], workdir: Path) -> list[Variant]:
     ]
     groups: list[tuple[dict[str, Any], list[int]]] = []
     for number, config in enumerate(variant.config for variant in placed):
-        if not config.cached or experiment.store_location(config, workdir) != str(workdir / "store"):
+        if config.store or not config.cached or experiment.store_location(config, workdir) != str(workdir / "store"):
             continue
         wanted = {"": _source(config)} | {name: _making(part) for name, part in config.cached.items()}
         held, members = next((group for group in groups if _agree(group[0], wanted)), ({}, []))

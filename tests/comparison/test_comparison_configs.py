@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from tests.modes.test_configs import COMPARISONS
+from mmrec_jax.comparison import jobs
+from tests.comparison.conftest import Ended
 from tests.tiny_run import CONFIG, ROOT, subprocess_of
 
 SMALL = (
@@ -21,16 +22,36 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("name", sorted(COMPARISONS))
-def test_a_comparison_runs_to_its_table(name, begun, cli, tmp_path):
+def of_sample(name, tmp_path):
     flags = [f"--workdir={tmp_path / 'run'}", f"--config.settings={SMALL}"]
-    code, out, err = cli(["mmrec_jax", "--mode=compare", f"--config={ROOT}/configs/{name}.py:smoke", *flags])
+    return ["mmrec_jax", "--mode=compare", f"--config={ROOT}/configs/{name}.py:smoke", *flags]
+
+
+def test_the_stages_of_the_sample_run_to_their_table(begun, cli, tmp_path):
+    code, out, err = cli(of_sample("staged", tmp_path))
     assert code == 0, err
     content = json.loads((tmp_path / "run/comparison.json").read_text())
-    assert len(begun) == len(content["rows"]) > 2
+    assert len(begun) == len(content["rows"]) == 4
     assert all("NDCG@10" in row["metrics"] for row in content["rows"])
     assert not (tmp_path / "run/store").exists()  # the sample has its own
     assert "TPME" in out
+
+
+def test_the_methods_of_the_sample_come_as_far_as_their_trainings(monkeypatch, cli, tmp_path):
+    # Each of the configs is trained by tests/modes/test_configs.py.
+    started = []
+
+    def start(job):
+        started.append(job.title)
+        job.log.write_text("RuntimeError: not here")
+        return Ended(1)
+
+    monkeypatch.setattr(jobs, "start", start)
+    monkeypatch.setattr(jobs, "_POLL", 0)
+    code, _, err = cli(of_sample("compare", tmp_path))
+    assert code == 2
+    assert f"{len(started)} jobs failed; there is nothing to compare" in err
+    assert {"crossan, seed 0", "crossan_text, seed 0", "iisan, seed 0", "sasrec, seed 0"} <= set(started)
 
 
 @pytest.mark.slow
