@@ -1,6 +1,6 @@
-"""A training epoch of CROSSAN at the paper's sizes, against this machine's matrix-product rate.
+"""A training epoch of CROSSAN or IISAN at the paper's sizes, against this machine's matrix-product rate.
 
-    python bench/train_speed.py --source DIR
+    python bench/train_speed.py --source DIR [--system iisan]
 
 DIR holds `users.tsv` and `items.tsv` (Amazon Industrial & Scientific as the IISAN authors publish it). Two modalities
 with random states of 7 layers x 768 in float32, batch 64, L = 10, the real sequences; the input pipeline is part of the
@@ -23,20 +23,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mmrec_jax.adapters import TowerConfig, TowerSpec
+from mmrec_jax import config as configs
 from mmrec_jax.data import DataConfig, prepare, training_batches
-from mmrec_jax.fusion import FusionConfig
-from mmrec_jax.objectives import ObjectiveConfig, log_popularity
+from mmrec_jax.objectives import log_popularity
 from mmrec_jax.sequence import SasRecConfig
 from mmrec_jax.store.table import StateTable
-from mmrec_jax.systems.config import ScoringConfig
-from mmrec_jax.systems.crossan import Crossan, CrossanConfig
+from mmrec_jax.systems import CatalogueShape, StateShape, system
 from mmrec_jax.training.pages import release_freed_pages
-from mmrec_jax.training.sequential import ContentItems, SequentialFrozen, SequentialRecommendation
+from mmrec_jax.training.sequential import CatalogueItems, SequentialFrozen, SequentialRecommendation
 from mmrec_jax.training.step import Programs, TrainStep
 
 LAYERS, WIDTH, BOTTLENECK, OUT, BATCH, LENGTH = 7, 768, 64, 64, 64, 10
 MODALITIES = ("text", "image")
+TOWERS = {"crossan": 2, "iisan": 3}
 
 
 def product_rate(size: int = 2048, repeats: int = 5) -> float:
@@ -52,18 +51,20 @@ def product_rate(size: int = 2048, repeats: int = 5) -> float:
     return 2 * size**3 / statistics.median(seconds)
 
 
-def useful_flops(items: int, events: int) -> float:
+def useful_flops(items: int, events: int, system_name: str) -> float:
     """Multiply-adds of the equations, counted twice each: forward, and backward for weights and inputs.
 
     Frozen states need no gradient, so the first block of a tower has none for its input. Candidates are the batch's
-    distinct items.
+    distinct items. The two matrices of each of IISAN's heads are multiplied together once a step.
     """
+    towers = TOWERS[system_name]
     block = 2 * 2 * WIDTH * BOTTLENECK
     tower = 3 * LAYERS * block - block / 2 + 3 * 2 * WIDTH * OUT
     fusion = 3 * (2 * 2 * OUT * OUT)
     user = 3 * 2 * (2 * OUT * OUT * 4 + 2 * 2 * OUT * 4 * OUT)
     scores = 3 * 2 * OUT * items
-    return items * len(MODALITIES) * (tower + fusion) + events * (user + scores)
+    heads = towers * 3 * 2 * WIDTH * WIDTH * OUT if system_name == "iisan" else 0
+    return items * towers * (tower + fusion) + heads + events * (user + scores)
 
 
 def random_table(rows: int) -> StateTable:
@@ -95,12 +96,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="directory with users.tsv and items.tsv")
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--system", choices=TOWERS, default="crossan")
     arguments = parser.parse_args()
+    data = DataConfig(source=arguments.source, user_core=0, max_length=13)
     with tempfile.TemporaryDirectory() as folder:
-        run(DataConfig(source=arguments.source, user_core=0, max_length=13), Path(folder), arguments.epochs)
+        run(data, Path(folder), arguments.epochs, arguments.system)
 
 
-def run(config: DataConfig, folder: Path, epochs: int) -> None:
+def run(config: DataConfig, folder: Path, epochs: int, system_name: str) -> None:
     """Prepares, warms up, and measures."""
     data = prepare(config, folder)
     stream = training_batches(data, batch_size=BATCH, length=LENGTH, seed=0, epochs=epochs + 1)
@@ -109,13 +112,18 @@ def run(config: DataConfig, folder: Path, epochs: int) -> None:
     base = memory("RssAnon")
     table = random_table(data.num_items + 1)
     frozen = SequentialFrozen(table, log_popularity(jnp.asarray(data.popularity)))
-    specs = tuple(TowerSpec(name, WIDTH, LAYERS, BOTTLENECK) for name in MODALITIES)
+    made = configs.base(system_name)
+    made.model.system = system_name
+    made.fusion.kind = "concat" if system_name == "iisan" else "momef"
+    made.modalities = {name: configs.modality(template="{title}") for name in MODALITIES}
+    settings, chosen = configs.resolve(made), system(system_name)
+    shape = CatalogueShape(data.num_items + 1, dict.fromkeys(MODALITIES, StateShape(WIDTH, LAYERS)))
     task = SequentialRecommendation(
-        ContentItems(Crossan(CrossanConfig(TowerConfig(specs), FusionConfig(), OUT))),
+        CatalogueItems(chosen.build(settings, shape)),
         SasRecConfig(OUT, LENGTH),
-        ObjectiveConfig(),
-        ScoringConfig(),
-        MODALITIES,
+        settings.objective,
+        settings.scoring,
+        chosen.parts(settings),
     )
     step = TrainStep(task, optax.adam(1e-3), seed=0)
     batches = stream.warmup_batches()
@@ -134,7 +142,8 @@ def run(config: DataConfig, folder: Path, epochs: int) -> None:
             for _ in range(stream.batches_per_epoch):
                 batch = next(stream)
                 state = step(state, frozen, jax.device_put(batch))
-                flops += useful_flops(int((batch.items > 0).sum()), int((batch.positions[:, :-1] > 0).sum()))
+                items, events = int((batch.items > 0).sum()), int((batch.positions[:, :-1] > 0).sum())
+                flops += useful_flops(items, events, system_name)
             jax.block_until_ready(state)
         seconds = time.perf_counter() - start
         # Without the pages of program files, which the system shares among processes and takes back when it likes.

@@ -12,17 +12,20 @@ import difflib
 import re
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ml_collections import config_dict
 
+from mmrec_jax.adapters.config import MethodConfig
 from mmrec_jax.backbones.config import ExtractionConfig, ModalityConfig
 from mmrec_jax.data.config import DataConfig
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.evaluation.config import EvaluationConfig
 from mmrec_jax.fusion import FusionConfig
 from mmrec_jax.objectives import ObjectiveConfig
+from mmrec_jax.systems import registry
 from mmrec_jax.systems.config import ModelConfig, ScoringConfig, UserConfig
 from mmrec_jax.training.config import TrainingConfig
 
@@ -39,7 +42,10 @@ class RunConfig:
     Attributes:
         name: of the run; also its directory under `runs/`.
         modalities: the item's modalities, in the order of all tables and weights; none for systems by id.
+        methods: modality -> what is trained inside its backbone, which is then run in the step ("live"); hidden states
+            of modalities without an entry come from the store.
         store: directory or gs:// URL of the hidden-state store; "" is the sample's own, else `store` in the workdir.
+        prepared: directory of prepared data, for runs that share it; "" is `data` in the workdir.
         baselines: trained and evaluated beside the model, of `BASELINES`.
         show_users: users whose last items and recommendations are printed after training.
         warm_start: workdir of a finished run with fewer modalities to begin from.
@@ -57,7 +63,9 @@ class RunConfig:
     objective: ObjectiveConfig
     training: TrainingConfig
     evaluation: EvaluationConfig
+    methods: dict[str, MethodConfig] = dataclasses.field(default_factory=dict)
     store: str = ""
+    prepared: str = ""
     baselines: tuple[str, ...] = ()
     show_users: int = 3
     warm_start: str = ""
@@ -69,14 +77,12 @@ class RunConfig:
             raise ConfigError(f"baselines: {', '.join(unknown)} unknown; choose from {', '.join(BASELINES)}.")
         if self.on_unknown_item not in ("error", "skip"):
             raise ConfigError(f"on_unknown_item={self.on_unknown_item!r}: choose error or skip.")
-        if self.model.system != "sasrec" and not self.modalities:
-            raise ConfigError(f"model.system={self.model.system!r} reads hidden states: name at least one modality.")
-        if self.model.system == "sasrec" and self.modalities:
-            raise ConfigError("model.system='sasrec' knows items by id only: it takes no modalities.")
+        registry.check(self)
         stray = [name for name, _ in self.model.bottlenecks if name not in self.modalities]
         if stray:
             raise ConfigError(f"model.bottlenecks names {', '.join(stray)}, which is no modality of this config.")
-        if self.warm_start and self.model.system == "sasrec":
+        self._check_methods()
+        if self.warm_start and not self.modalities:
             raise ConfigError("warm_start adds modalities to a finished model; an ID table has none.")
         if not re.fullmatch(rf"({'|'.join(VALIDATED)})@[1-9][0-9]*", self.training.monitor):
             raise ConfigError(
@@ -86,7 +92,25 @@ class RunConfig:
         if self.show_users < 0:
             raise ConfigError(f"show_users={self.show_users}: a number of users, or 0 for none.")
 
+    @property
+    def cached(self) -> dict[str, ModalityConfig]:
+        """The modalities whose hidden states come from the store."""
+        return {name: part for name, part in self.modalities.items() if name not in self.methods}
 
+    def _check_methods(self) -> None:
+        stray = [name for name in self.methods if name not in self.modalities]
+        if stray:
+            known = ", ".join(self.modalities) or "none"
+            raise ConfigError(f"methods names {', '.join(stray)}, which is no modality of this config ({known}).")
+        if self.methods and self.objective.candidates != "batch":
+            raise ConfigError(
+                f"objective.kind={self.objective.kind!r} scores items that are not in the batch, whose backbone would "
+                "have to be run too: live modalities (methods) need objective.kind='in_batch_softmax'."
+            )
+
+
+NAMED: dict[str, type] = {"modalities": ModalityConfig, "methods": MethodConfig}
+"""Keys that hold a section for each modality, by its name."""
 SECTIONS: dict[str, type] = {
     "data": DataConfig,
     "extraction": ExtractionConfig,
@@ -106,12 +130,19 @@ def base(name: str) -> config_dict.ConfigDict:
         field.name: field.default for field in dataclasses.fields(RunConfig) if field.default is not dataclasses.MISSING
     }
     sections = {key: _section(cls) for key, cls in SECTIONS.items()}
-    return config_dict.ConfigDict({"name": name, "modalities": {}} | sections | plain)
+    return config_dict.ConfigDict({"name": name, **{key: {} for key in NAMED}} | sections | plain)
 
 
 def modality(**values: Any) -> config_dict.ConfigDict:
     """A modality's section: the given values over the defaults of `ModalityConfig`."""
     section = _section(ModalityConfig)
+    section.update(values)
+    return section
+
+
+def method(**values: Any) -> config_dict.ConfigDict:
+    """A live modality's section of `methods`: the given values over the defaults of `MethodConfig`."""
+    section = _section(MethodConfig)
     section.update(values)
     return section
 
@@ -125,9 +156,9 @@ def resolve(config: config_dict.ConfigDict) -> RunConfig:
     values: dict[str, Any] = {}
     for key, value in config.items():
         if key in SECTIONS:
-            values[key] = _build(SECTIONS[key], value, key)
-        elif key == "modalities":
-            values[key] = {name: _build(ModalityConfig, part, f"modalities.{name}") for name, part in value.items()}
+            values[key] = build(SECTIONS[key], value, key)
+        elif key in NAMED:
+            values[key] = {name: build(NAMED[key], part, f"{key}.{name}") for name, part in value.items()}
         else:
             values[key] = _tuples(value)
     return _construct(RunConfig, values, "the config")
@@ -162,7 +193,12 @@ def _section(cls: type) -> config_dict.ConfigDict:
     return section
 
 
-def _build(cls: type[T], values: Any, where: str) -> T:
+def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """A section's dataclass of plain values; `where` names the section in errors.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type, or one that cannot be.
+    """
     return _construct(cls, {key: _tuples(value) for key, value in values.items()}, where)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +14,13 @@ from mmrec_jax.config import RunConfig, to_json
 from mmrec_jax.errors import MissingModalityError, UserError
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from mmrec_jax.data.batches import TrainingStream
     from mmrec_jax.data.prepared import PreparedData
+    from mmrec_jax.live import LiveBackbones, LiveCatalogue, LiveStream
+    from mmrec_jax.live.catalogue import LiveFrozen
+    from mmrec_jax.sequence import GruConfig, SasRecConfig
     from mmrec_jax.store.store import HiddenStateStore
     from mmrec_jax.store.table import StateTable
     from mmrec_jax.training.sequential import SequentialFrozen, SequentialRecommendation
@@ -37,16 +44,16 @@ def has_source(config: RunConfig) -> bool:
     return True
 
 
-def prepared_directory(workdir: Path, fingerprint: str) -> Path:
-    """Where a workdir keeps the prepared data of a fingerprint."""
-    return workdir / "data" / fingerprint[:16]
+def prepared_directory(config: RunConfig, workdir: Path) -> Path:
+    """Where prepared data is kept, in a folder for each fingerprint: as configured, else in the workdir."""
+    return Path(config.prepared) if config.prepared else workdir / "data"
 
 
 def prepare_data(config: RunConfig, workdir: Path) -> PreparedData:
     """The checked, filtered and split data, made on the first call and opened later."""
     from mmrec_jax.data import prepare
 
-    return prepare(config.data, workdir / "data")
+    return prepare(config.data, prepared_directory(config, workdir))
 
 
 def open_store(location: str) -> HiddenStateStore | None:
@@ -69,13 +76,13 @@ def store_location(config: RunConfig, workdir: Path) -> str:
     if config.data.source.startswith("sample:"):
         own = str(source_directory(config) / "store")
         store = open_store(own)
-        if store is not None and set(config.modalities) <= set(store.modalities):
+        if store is not None and set(config.cached) <= set(store.modalities):
             return own
     return str(workdir / "store")
 
 
 def ensure_states(config: RunConfig, prepared: PreparedData, workdir: Path) -> HiddenStateStore:
-    """A store that holds every item's states as the config asks for them; extracts what it lacks.
+    """A store that holds every item's states of the modalities that are not live; extracts what it lacks.
 
     Raises:
         StoreMismatchError: the store was made with other settings.
@@ -87,64 +94,120 @@ def ensure_states(config: RunConfig, prepared: PreparedData, workdir: Path) -> H
     location = store_location(config, workdir)
     store = open_store(location)
     if store is not None:
-        store.check({name: part for name, part in config.modalities.items() if name in store.modalities})
-        if not any(store.missing(config.modalities, [str(item) for item in prepared.item_ids[1:]]).values()):
+        store.check({name: part for name, part in config.cached.items() if name in store.modalities})
+        if not any(store.missing(config.cached, [str(item) for item in prepared.item_ids[1:]]).values()):
             return store
-    for part in config.modalities.values():
+    for part in config.cached.values():
         fill_template(part.source, prepared.catalogue.head(0))  # a missing column is found before the store is made
-    extract(config.modalities, prepared.catalogue, source_directory(config), location, config.extraction)
+    extract(config.cached, prepared.catalogue, source_directory(config), location, config.extraction)
     return HiddenStateStore.open(location)
 
 
-def load_table(config: RunConfig, prepared: PreparedData, store: HiddenStateStore) -> StateTable:
-    """States of the whole catalogue in memory.
+def load_live(config: RunConfig) -> LiveBackbones | None:
+    """The backbones that are run in the step; None where there are none.
+
+    Raises:
+        BackboneError: one cannot be loaded.
+        ConfigError: a method, layers or pooling do not fit it.
+    """
+    if not config.methods:
+        return None
+    from mmrec_jax.live import LiveBackbones, live_backbone
+
+    return LiveBackbones(
+        {
+            name: live_backbone(name, config.modalities[name], method, config.extraction)
+            for name, method in config.methods.items()
+        }
+    )
+
+
+def live_catalogue(
+    config: RunConfig, live: LiveBackbones, items: pl.DataFrame, media_root: Path, directory: Path, made_of: str
+) -> LiveCatalogue:
+    """Raw inputs of items, made on the first call and opened later.
+
+    Args:
+        config: of the run.
+        live: its live backbones.
+        items: one row an item.
+        media_root: folder that media paths are relative to.
+        directory: takes a folder for each modality, its preprocessing and `made_of`.
+        made_of: tells these items from others.
+    """
+    from mmrec_jax.live import LiveCatalogue, prepare_inputs
+
+    found = {}
+    for name, part in live.backbones.items():
+        modality, preprocess = config.modalities[name], part.backbone.preprocess
+        about = json.dumps([modality.inputs[4:], preprocess.fingerprint, made_of], sort_keys=True)
+        folder = directory / f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
+        found[name] = prepare_inputs(modality, preprocess, items, media_root, config.extraction, folder, name)
+    return LiveCatalogue(found)
+
+
+def load_table(
+    config: RunConfig, prepared: PreparedData, store: HiddenStateStore | None, catalogue: LiveCatalogue | None = None
+) -> StateTable:
+    """States of the whole catalogue in memory; those of live modalities are computed as they are needed.
 
     Raises:
         MissingModalityError: items that have none of the modalities.
     """
-    wanted = {name: part.layers for name, part in config.modalities.items()}
-    table = store.table(wanted, [str(item) for item in prepared.item_ids[1:]])
-    none = ~np.any([np.asarray(mask) for mask in table.present.values()], axis=0)
+    from mmrec_jax.store.table import StateTable
+
+    wanted = {name: part.layers for name, part in config.cached.items()}
+    table = StateTable({}, {}, {}, complete=True)
+    if store is not None:
+        table = store.table(wanted, [str(item) for item in prepared.item_ids[1:]])
+    seen = [*table.present.values(), *(catalogue.present.values() if catalogue else ())]
+    none = ~np.any([np.asarray(mask) for mask in seen], axis=0)
     none[0] = False
     if none.any():
         items = ", ".join(str(item) for item in prepared.item_ids[none][:10])
         raise MissingModalityError(
-            f"{int(none.sum())} items have none of the modalities {', '.join(wanted)}: {items}"
+            f"{int(none.sum())} items have none of the modalities {', '.join(config.modalities)}: {items}"
             f"{', ...' if none.sum() > 10 else ''}. Give them a medium, add a modality that they have, or take them "
             "out of the catalogue."
         )
     return table
 
 
-def build_task(config: RunConfig, table: StateTable | None, rows: int) -> SequentialRecommendation:
+def build_task(
+    config: RunConfig, table: StateTable | None, rows: int, live: LiveBackbones | None = None
+) -> SequentialRecommendation:
     """The task of a config.
 
     Args:
         config: of the run.
         table: hidden states; None for systems by id.
         rows: catalogue rows, padding included.
+        live: backbones that are run in the step.
     """
-    from mmrec_jax.sequence import SasRecConfig
-    from mmrec_jax.systems.crossan import Crossan, CrossanConfig
-    from mmrec_jax.systems.id_table import IdTable
-    from mmrec_jax.training.sequential import ContentItems, IdItems, SequentialRecommendation
+    from mmrec_jax.systems import CatalogueShape, StateShape, build, reads, system
+    from mmrec_jax.training.sequential import CatalogueItems, SequentialRecommendation
 
-    user = SasRecConfig(
-        width=config.model.width,
-        length=config.model.length,
-        blocks=config.user.blocks,
-        heads=config.user.heads,
-        dropout=config.user.dropout,
-    )
-    items: ContentItems | IdItems
-    if table is None:
-        items = IdItems(IdTable(rows, config.model.width))
-    else:
-        crossan = CrossanConfig(_towers(config, table), config.fusion, config.model.width, config.model.standardise)
-        items = ContentItems(Crossan(crossan))
+    found = {} if table is None else {n: (layers[0].shape[-1], len(layers)) for n, layers in table.values.items()}
+    found |= {name: part.shape for name, part in live.backbones.items()} if live else {}
+    shapes = {name: StateShape(*found[name]) for name in config.modalities}
     return SequentialRecommendation(
-        items, user, config.objective, config.scoring, tuple(config.modalities), compute_dtype(config)
+        CatalogueItems(build(config, CatalogueShape(rows, shapes)), reads(config)),
+        _user(config),
+        config.objective,
+        config.scoring,
+        system(config.model.system).parts(config),
+        compute_dtype(config),
+        live,
     )
+
+
+def _user(config: RunConfig) -> SasRecConfig | GruConfig:
+    from mmrec_jax.sequence import GruConfig, SasRecConfig
+
+    model, user = config.model, config.user
+    if user.kind == "gru":
+        return GruConfig(model.width, model.length, user.blocks, user.dropout)
+    return SasRecConfig(model.width, model.length, user.blocks, user.heads, user.dropout)
 
 
 def compute_dtype(config: RunConfig) -> str:
@@ -156,43 +219,26 @@ def compute_dtype(config: RunConfig) -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def _towers(config: RunConfig, table: StateTable):
-    from mmrec_jax.adapters import TowerConfig, TowerSpec
-
-    bottlenecks = dict(config.model.bottlenecks)
-    return TowerConfig(
-        modalities=tuple(
-            TowerSpec(
-                name,
-                width=table.values[name][0].shape[-1],
-                layers=len(table.values[name]),
-                bottleneck=bottlenecks.get(name, config.model.bottleneck),
-            )
-            for name in config.modalities
-        ),
-        cross_source=config.model.cross_source,
-        gate=config.model.gate,
-        shared_gates=config.model.shared_gates,
-        temperature=config.model.gate_temperature,
-        activation=config.model.activation,
-    )
-
-
-def frozen_inputs(table: StateTable | None, prepared: PreparedData) -> SequentialFrozen:
+def frozen_inputs(table: StateTable | None, prepared: PreparedData, live: LiveFrozen | None = None) -> SequentialFrozen:
     """What the task reads and never trains."""
     import jax.numpy as jnp
 
     from mmrec_jax.objectives import log_popularity
     from mmrec_jax.training.sequential import SequentialFrozen
 
-    return SequentialFrozen(table, log_popularity(jnp.asarray(prepared.popularity)))
+    return SequentialFrozen(table, log_popularity(jnp.asarray(prepared.popularity)), live)
 
 
-def training_stream(config: RunConfig, prepared: PreparedData) -> TrainingStream:
-    """Batches of this process."""
+def training_stream(
+    config: RunConfig,
+    prepared: PreparedData,
+    live: LiveBackbones | None = None,
+    catalogue: LiveCatalogue | None = None,
+) -> TrainingStream | LiveStream:
+    """Batches of this process, with the raw inputs of their items where a backbone is run in the step."""
     from mmrec_jax.data import training_batches
 
-    return training_batches(
+    stream = training_batches(
         prepared,
         batch_size=config.training.batch_size,
         length=config.model.length,
@@ -200,13 +246,30 @@ def training_stream(config: RunConfig, prepared: PreparedData) -> TrainingStream
         seed=config.training.seed,
         epochs=config.training.epochs,
     )
+    if live is None or catalogue is None:
+        return stream
+    from mmrec_jax.live import LiveStream
+
+    return LiveStream(stream, live, catalogue)
 
 
-def description(config: RunConfig, prepared: PreparedData, store: HiddenStateStore | None) -> dict[str, Any]:
+def description(
+    config: RunConfig, prepared: PreparedData, store: HiddenStateStore | None, live: LiveBackbones | None = None
+) -> dict[str, Any]:
     """What a checkpoint is of, kept in its manifest; all but `info` must agree when it is used again."""
-    modalities = {}
+    from mmrec_jax.adapters.config import HARMLESS
+
+    modalities: dict[str, Any] = {}
+    for name, embedded in live.backbones.items() if live else ():
+        modalities[name] = {
+            "width": embedded.shape[0],
+            "layers": list(embedded.head.layers),
+            "pooling": embedded.head.pooling,
+            "weights_sha256": embedded.backbone.weights_sha256,
+            "method": {key: value for key, value in asdict(embedded.method).items() if key not in HARMLESS},
+        }
     if store is not None:
-        for name, part in config.modalities.items():
+        for name, part in config.cached.items():
             info = store.modalities[name]
             modalities[name] = {
                 "width": info.width,
@@ -231,7 +294,9 @@ def id_baseline(config: RunConfig) -> RunConfig:
         config,
         name=f"{config.name}_sasrec",
         modalities={},
-        model=replace(config.model, system="sasrec", bottlenecks=(), standardise=False),
+        methods={},
+        model=config.model.without_switches("sasrec"),
+        user=replace(config.user, kind="sasrec"),
         training=replace(config.training, groups=()),
         baselines=(),
         warm_start="",

@@ -7,28 +7,27 @@ Modes:
   evaluate   evaluates the best checkpoints of --workdir on the test split
   recommend  writes the top k for --users or --histories to --out
   inspect    says what a data directory, prepared data, store, checkpoint or workdir at --path holds
+  compare    trains several methods with several seeds, each in a process of its own, and writes one table of accuracy
+             and cost: --config=configs/compare.py, or --configs=A.py,B.py --seeds=0,1,2
+  ab         compares the finished runs in --a and --b user by user
 
 Any value of the config can be set: --config.training.epochs=5. A finished --workdir knows its config: the modes
-other than train need no --config then.
+other than train and compare need no --config then.
 """
 
 from __future__ import annotations
 
 import io
-import re
 import sys
-import traceback
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict, config_flags
 
-from mmrec_jax.errors import ConfigError, UserError
+from mmrec_jax.config_files import config_path, define_config, parse_flags
+from mmrec_jax.errors import UserError
 
-MODES = ("train", "extract", "evaluate", "recommend", "inspect")
+MODES = ("train", "extract", "evaluate", "recommend", "inspect", "compare", "ab")
 MISTAKE, INTERRUPTED = 2, 130  # exit codes
 
 
@@ -39,13 +38,13 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     def own(define, *args, **kwargs):
         define(*args, flag_values=values, **kwargs)
 
-    own(config_flags.DEFINE_config_file, "config", None, "Config file, e.g. configs/crossan.py.", sys_argv=list(argv))
+    define_config(values, argv)
     own(flags.DEFINE_enum, "mode", "train", MODES, "What to do.")
     own(
         flags.DEFINE_string,
         "workdir",
         None,
-        "Takes everything the run makes. Default: runs/NAME, NAME being config.name.",
+        "Takes everything the run makes. Default: runs/NAME, NAME being config.name; of mode ab: runs/ab.",
     )
     own(flags.DEFINE_list, "users", [], "recommend: ids of users in the data.")
     own(flags.DEFINE_string, "histories", None, "recommend: a .json, .jsonl or .parquet file of lists of item ids.")
@@ -53,6 +52,12 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     own(flags.DEFINE_bool, "exclude_seen", True, "recommend: leave out what the user already had.")
     own(flags.DEFINE_string, "out", None, "recommend: a .parquet, .json or .jsonl file. Default: in the workdir.")
     own(flags.DEFINE_string, "path", None, "inspect: what to look at. Default: the workdir.")
+    own(flags.DEFINE_list, "configs", [], "compare: config files, FILE or FILE:ARGUMENT, in place of --config.")
+    own(flags.DEFINE_list, "seeds", [], "compare: seeds. Default: those of the comparison's config, else 0.")
+    own(flags.DEFINE_string, "baseline", None, "compare: method that the others are compared with. Default: the first.")
+    own(flags.DEFINE_integer, "jobs", None, "compare: runs at a time. Default: one, which times them rightly.")
+    own(flags.DEFINE_string, "a", None, "ab: workdir of a finished run.")
+    own(flags.DEFINE_string, "b", None, "ab: workdir of the run that it is compared with.")
     return values
 
 
@@ -62,21 +67,8 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
     Raises:
         ConfigError: an unknown flag, config file, key or argument, or a value of the wrong type.
     """
-    values, path = define_flags(argv), _config_path(argv)
-    if path and not Path(path).is_file():
-        raise ConfigError(f"--config={path}: there is no such file.")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # how ml_collections loads files
-            rest = values(list(argv))
-        if values["config"].present and not isinstance(values.config, ConfigDict):
-            raise ConfigError(f"--config={path}: get_config() must return a ConfigDict.")
-    except UserError:
-        raise
-    except Exception as error:  # the config file is a program: it may raise anything
-        raise ConfigError(_flag_error(error, argv)) from error
-    if len(rest) > 1:
-        raise ConfigError(f"Unexpected argument {rest[1]!r}: all arguments are flags, written --name=value.")
+    values = define_flags(argv)
+    parse_flags(values, argv)
     return values
 
 
@@ -89,7 +81,7 @@ def command(argv: Sequence[str]) -> int:
         if {"--help", "-help", "-h", "--helpfull"} & set(argv[1:]):
             print(_help())
             return 0
-        _run(parse(argv))
+        _run(parse(argv), argv)
     except UserError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return MISTAKE
@@ -99,9 +91,23 @@ def command(argv: Sequence[str]) -> int:
     return 0
 
 
-def _run(values: flags.FlagValues) -> None:
+def _run(values: flags.FlagValues, argv: Sequence[str]) -> None:
     from mmrec_jax import modes
 
+    if values.mode == "compare":
+        modes.compare(
+            values.config,
+            config_path(argv),
+            workdir=values.workdir,
+            configs=values.configs,
+            seeds=values.seeds,
+            baseline=values.baseline,
+            jobs=values.jobs,
+        )
+        return
+    if values.mode == "ab":
+        modes.ab(values.a, values.b, values.workdir)
+        return
     if values.mode == "inspect":
         modes.inspect(values.path or values.workdir, values.config)
         return
@@ -127,36 +133,6 @@ def _help() -> str:
         for name, flag in ((name, known[name]) for name in sorted(known))
     ]
     return f"{__doc__}\nFlags:\n" + "\n".join(lines)
-
-
-def _config_path(argv: Sequence[str]) -> str:
-    """The config file that a command line names, without the file's argument."""
-    named = re.search(r"(?:^|\n)--?config[=\n]([^:\n]*)", "\n".join(argv))
-    return named[1] if named else ""
-
-
-def _flag_error(error: Exception, argv: Sequence[str]) -> str:
-    """What a person needs to know of an error of the flags, or of the config file that they name."""
-    text, path = str(error).strip(), _config_path(argv)
-    if isinstance(error, KeyError | AttributeError):  # ml_collections' texts are shown by Python as literals
-        text = text.strip("\"'").replace("\\n", " ").replace("\\'", "'").replace("'\n", "' ")
-    if "Error whilst parsing config file" in text:  # ml_collections puts the whole traceback into the message
-        if "get_config() takes 0 positional" in text:
-            return f"--config={path}: this config file takes no argument after a colon."
-        lines = re.findall(rf'File ".*{re.escape(path)}", line (\d+)', text)
-        where = f"{path} line {lines[-1]}" if lines else path
-        return f"{where}: {text.splitlines()[-1]}"
-    if isinstance(error, SyntaxError):
-        return f"{path} line {error.lineno}: {error.msg}"
-    if frames := [
-        frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(path or "\0")
-    ]:
-        return f"{path} line {frames[-1].lineno}: {type(error).__name__}: {text}"
-    if isinstance(error, KeyError | AttributeError):  # an override of a key that the config does not have
-        key, _, hint = text.replace("'", "").partition(" ")
-        flag = next((arg.split("=")[0] for arg in argv if key in arg.split("=")[0].split(".")[1:]), f"--config: {key}")
-        return f"{flag}: the config has no key {key!r}. {hint}".strip()
-    return text
 
 
 def run() -> None:

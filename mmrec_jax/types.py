@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -22,6 +24,7 @@ class SequenceBatch:
             entries at the end are batch x length. Most of a batch of short histories is padding: what works on one
             position at a time reads these alone.
         users: user numbers; -1 in rows that only fill an uneven last batch.
+        media: modality -> raw inputs of the items (`live.RawBatch`), where its backbone is run in the step.
     """
 
     items: Int[Array, " distinct"]
@@ -29,6 +32,7 @@ class SequenceBatch:
     positions: Int[Array, "batch length_and_target"]
     steps: Int[Array, " step"]
     users: Int[Array, " batch"]
+    media: dict[str, Any] = struct.field(default_factory=dict)
 
 
 @struct.dataclass
@@ -39,11 +43,14 @@ class HiddenStates:
         values: modality -> one array a selected layer, in the order of the config's layer list.
         present: modality -> whether the item has it.
         complete: static promise that every item of the catalogue has every modality, which lets the masks be skipped.
+        trained: whether a backbone that made the values is being trained, so that gradients must reach them. Frozen
+            states are never given one.
     """
 
     values: dict[str, tuple[Float[Array, "item width"], ...]]
     present: dict[str, Bool[Array, " item"]]
     complete: bool = struct.field(pytree_node=False, default=False)
+    trained: bool = struct.field(pytree_node=False, default=False)
 
 
 @struct.dataclass

@@ -6,7 +6,11 @@ import dataclasses
 import runpy
 from pathlib import Path
 
+import pytest
+
+from mmrec_jax.adapters.config import METHODS
 from mmrec_jax.config import RunConfig, resolve
+from mmrec_jax.errors import ConfigError
 from mmrec_jax.experiment import id_baseline
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -25,7 +29,34 @@ def test_the_id_only_config_is_the_baseline_of_the_main_job():
             assert getattr(own, field.name) == getattr(baseline, field.name), field.name
 
 
+@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("side", ["", ",crossan", ",iisan"])
+def test_every_method_has_a_live_config(kind, side):
+    config = config_of("live", f"{kind}{side},smoke")
+    assert config.methods["title"].kind == kind
+    assert config.model.system == (side[1:] or "linear")
+    assert not config.cached
+
+
+def test_a_live_config_knows_its_arguments():
+    for argument in ("lorra", "lora,crossan,iisan", "lora,smoke,fast"):
+        with pytest.raises(ConfigError, match=r"configs/live\.py:.* does not know the argument"):
+            config_of("live", argument)
+
+
 def test_smoke_is_the_same_job_made_small():
     smoke, full = config_of("crossan", "smoke"), config_of("crossan")
     assert (smoke.data, smoke.baselines, list(smoke.modalities)) == (full.data, full.baselines, list(full.modalities))
     assert smoke.training.epochs < full.training.epochs
+
+
+@pytest.mark.parametrize("name", ["iisan", "iisan_versa", "frozen", "sasrec_content", "gru4rec", "sasrec"])
+def test_systems_that_are_compared_differ_in_the_model_alone(name):
+    ours, theirs = config_of(name), config_of("crossan")
+    apart = {"name", "baselines", "model", "fusion", *(("user",) if name == "gru4rec" else ())}
+    apart |= {"modalities"} if name in ("gru4rec", "sasrec") else set()
+    for field in dataclasses.fields(RunConfig):
+        if field.name not in apart:
+            assert getattr(ours, field.name) == getattr(theirs, field.name), field.name
+    for key in ("width", "length", "window"):
+        assert getattr(ours.model, key) == getattr(theirs.model, key), key

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -33,7 +35,7 @@ class Standardise(nn.Module):
             name: tuple(self._layer(f"{name}_{k}", x, hidden.present[name]) for k, x in enumerate(layers))
             for name, layers in hidden.values.items()
         }
-        return HiddenStates(values, hidden.present, hidden.complete)
+        return replace(hidden, values=values)
 
     def _layer(
         self, name: str, states: Float[Array, "item width"], present: Bool[Array, " item"]

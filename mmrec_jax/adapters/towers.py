@@ -10,18 +10,17 @@ import math
 from dataclasses import dataclass
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mmrec_jax.adapters.blocks import Head, blocks
 from mmrec_jax.adapters.gates import gated_sum, source_weights, split_off
 from mmrec_jax.adapters.sanb import ACTIVATIONS, first_sanb, last_sanb, sanb
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.types import HiddenStates
 
 BACKBONE = "backbone"
-Head = tuple[Float[Array, "out width"], Float[Array, " out"]]
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class CrossModalTowers(nn.Module):
         rungs = max(spec.layers for spec in config.modalities)
         start = {name: rungs - spec.layers for name, spec in specs.items()}
         gates = {name: self._gate_logits(name) for name in ([""] if config.shared_gates else specs)}
-        blocks = {name: self._blocks(spec) for name, spec in specs.items()}
+        towers = {name: blocks(self, name, spec.layers, spec.bottleneck, spec.width) for name, spec in specs.items()}
 
         weights = {name: self._weights(name, gates, start, hidden) for name in specs}
 
@@ -105,11 +104,11 @@ class CrossModalTowers(nn.Module):
                 sources, columns = self._sources(name, rung - start[name], backbone, before)
                 shares = weights[name][rung - start[name]]
                 shares = shares if len(columns) == shares.shape[-1] else shares[..., jnp.array(columns)]
-                block = blocks[name][rung - start[name]]
+                block = towers[name][rung - start[name]]
                 if rung == rungs - 1 and heads is not None:
                     z = gated_sum(shares, sources)
                     state[name] = last_sanb(z, *block, *heads[name], config.activation)
-                elif len(sources) == 1 and shares.ndim == 1:
+                elif len(sources) == 1 and shares.ndim == 1 and not hidden.trained:
                     state[name] = first_sanb(shares[0], sources[0], *block, config.activation)
                 else:
                     state[name] = sanb(gated_sum(shares, sources), *block, config.activation)
@@ -140,7 +139,8 @@ class CrossModalTowers(nn.Module):
         weights = split_off(source_weights(stacked, config.temperature, config.gate, there), axis=0)
         for begun_here, of_block in zip(begun, weights, strict=True):
             # Kept only where the caller asks for the collection `gates`, to explain a model.
-            self.sow("gates", target, {name: of_block[..., i] for i, name in enumerate(names) if begun_here[i]})
+            told = {name if name == BACKBONE else f"from_{name}": i for i, name in enumerate(names) if begun_here[i]}
+            self.sow("gates", target, {name: of_block[..., i] for name, i in told.items()})
         return weights
 
     def _sources(
@@ -185,19 +185,3 @@ class CrossModalTowers(nn.Module):
             source: self.param(f"gate_{target or 'shared'}_{source}", nn.initializers.constant(value), (rungs,))
             for source, value in values.items()
         }
-
-    def _blocks(self, spec: TowerSpec) -> list[tuple[Array, Array, Array, Array]]:
-        """Matrices and biases of a tower's blocks, in the order of `sanb`; N(0, 0.01²) and zeros as in IISAN's code."""
-
-        def init(key: Array) -> dict[str, Array]:
-            down_key, up_key = jax.random.split(key)
-            normal, shape = nn.initializers.normal(0.01), (spec.bottleneck, spec.width)
-            return {
-                "down": normal(down_key, shape),
-                "down_bias": jnp.zeros(spec.bottleneck),
-                "up": normal(up_key, shape),
-                "up_bias": jnp.zeros(spec.width),
-            }
-
-        blocks = [self.param(f"sanb_{spec.name}_{rung}", init) for rung in range(spec.layers)]
-        return [(block["down"], block["down_bias"], block["up"], block["up_bias"]) for block in blocks]

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -76,20 +76,25 @@ class AudioPreprocessor(abc.ABC):
 
     def batch(self, recordings: Sequence[Float[np.ndarray, " time *bin"]], rows: int) -> Sound:
         """Recordings padded at their ends to one length, and to `rows` rows with recordings of length 0."""
-        # Recordings are read in processes that need no JAX, and batches made where it is.
-        import jax.numpy as jnp
+        time = self.shape[0] if self.shape else self.padded(max(len(recording) for recording in recordings))
+        return self.joined(recordings, rows, time)
 
+    def padded(self, longest: int) -> int:
+        """The length that recordings of at most `longest` samples are padded to, where they keep their length."""
+        return min(padded_length(longest, self.rate // 4), self.longest)
+
+    def joined(self, recordings: Sequence[Float[np.ndarray, " time *bin"]], rows: int, time: int) -> Sound:
+        """Recordings padded at their ends to `time` steps, and to `rows` rows with recordings of length 0."""
+        # Recordings are read in processes that need no JAX, which this import brings.
         from mmrec_jax.backbones.family import Sound
 
-        longest = max(len(recording) for recording in recordings)
-        time = self.shape[0] if self.shape else min(padded_length(longest, self.rate // 4), self.longest)
-        values = np.zeros((rows, time, *recordings[0].shape[1:]), np.float32)
-        lengths = np.zeros(rows, np.int32)
+        values: Any = np.zeros((rows, time, *self.shape[1:]), np.float32)
+        lengths: Any = np.zeros(rows, np.int32)
         for row, recording in enumerate(recordings):
             lengths[row] = len(recording)
             values[row, : len(recording)] = recording
             values[row, len(recording) :] = self._silence(recording)
-        return Sound(jnp.asarray(values), jnp.asarray(lengths))
+        return Sound(values, lengths)
 
     @abc.abstractmethod
     def _features(self, samples: np.ndarray) -> np.ndarray:

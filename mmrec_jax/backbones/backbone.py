@@ -23,7 +23,7 @@ from mmrec_jax.backbones.source import locate
 from mmrec_jax.backbones.text import TextPreprocessor, read_text_preprocessor
 from mmrec_jax.backbones.transformer import BlockMethod, TransformerConfig
 from mmrec_jax.backbones.video import VideoPreprocessor
-from mmrec_jax.backbones.weights import Tensors, map_weights, sha256_of, weight_files
+from mmrec_jax.backbones.weights import Tensors, WeightMap, map_weights, sha256_of, weight_files
 from mmrec_jax.errors import BackboneError, ConfigError
 from mmrec_jax.types import Params
 
@@ -47,6 +47,8 @@ class Backbone:
         weights_sha256: of the weights files.
         class_tokens: how many of the first tokens "cls" pooling averages; 0 where it has none to take.
         registers: how many tokens after those are registers.
+        example: the smallest input, from which the parameters' shapes follow.
+        weight_map: where each parameter came from.
     """
 
     spec: str
@@ -58,6 +60,8 @@ class Backbone:
     weights_sha256: str
     class_tokens: int = 1
     registers: int = 0
+    example: Tokens | Array | Sound | None = None
+    weight_map: WeightMap | None = None
 
     @property
     def framewise(self) -> bool:
@@ -144,6 +148,8 @@ def load(
         weights_sha256=sha256_of(files),
         class_tokens=encoder.class_tokens,
         registers=encoder.registers,
+        example=encoder.example,
+        weight_map=encoder.weight_map,
     )
 
 

@@ -199,6 +199,22 @@ def template_columns(template: str) -> tuple[list[str], list[str]]:
     return literals, columns
 
 
+def evenly_spaced(depth: int, count: int = 7) -> tuple[int, ...]:
+    """A list of layers for an encoder of `depth` blocks, as long for encoders of any depth: IISAN-Versa's group
+    layer-dropping (arXiv 2411.02992; papers.md 1.0b).
+
+    The embedding output, and the last block with the `count - 2` before it at equal distances: 0, 2, .., 12 of 12
+    blocks, and 0, 5, 20, .., 80 of 80.
+
+    Raises:
+        ConfigError: the encoder has fewer blocks.
+    """
+    if not 2 <= count <= depth + 1:
+        raise ConfigError(f"evenly_spaced: {count} layers of {depth} blocks; choose 2 to {depth + 1}.")
+    distance = (depth - 1) // max(count - 2, 1)
+    return (0, *range(depth - (count - 2) * distance, depth + 1, distance))
+
+
 def resolve_layers(layers: tuple[int, ...], depth: int, where: str) -> tuple[int, ...]:
     """The layers meant by a config for an encoder of `depth` blocks: () is 0, 2, ... up to depth.
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jaxtyping import Array, Float
 
 from mmrec_jax.backbones.audio_features import AudioPreprocessor
@@ -24,6 +25,7 @@ from mmrec_jax.backbones.packing import WIDTHS, fill_rows, pack_tokens, pool_tex
 from mmrec_jax.backbones.pooling import pool, pool_frames
 from mmrec_jax.backbones.text import TextPreprocessor
 from mmrec_jax.errors import ConfigError
+from mmrec_jax.types import Params
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,18 @@ class PooledTokens:
     framewise: bool
 
 
+def tokens_of(backbone: Backbone) -> PooledTokens:
+    """What pooling has to know of a backbone's tokens."""
+    return PooledTokens(backbone.class_tokens, backbone.registers, backbone.framewise)
+
+
+def model_for(backbone: Backbone, heads: Sequence[Head]) -> nn.Module:
+    """The backbone's module, which computes of its last block no more tokens than the heads read."""
+    if backbone.family.kind == "image" and all(head.pooling == "cls" for head in heads):
+        return backbone.model.clone(config=replace(backbone.sizes, last_tokens=backbone.class_tokens))
+    return backbone.model
+
+
 class PooledEncoder:
     """A backbone with its pooling as one compiled function per input shape.
 
@@ -70,34 +84,44 @@ class PooledEncoder:
         waited: seconds in which inputs were awaited and nothing was computed, at most.
     """
 
-    def __init__(self, backbone: Backbone, heads: Sequence[Head], batch: int):
-        """Raises ConfigError where a head does not fit the encoder (`check_head`)."""
+    def __init__(self, backbone: Backbone, heads: Sequence[Head], batch: int, *, packs: bool = True):
+        """Args:
+        backbone: the encoder.
+        heads: what is kept of its states.
+        batch: rows at once.
+        packs: whether rows of several texts may be made for encoders that take them.
+
+        Raises:
+            ConfigError: a head does not fit the encoder (`check_head`).
+        """
         for head in heads:
             check_head(backbone, head)
         self.backbone = backbone
         self.heads = tuple(heads)
         self.batch = batch
+        self._packs = packs and getattr(backbone.model, "packs", False)
         self.waited = 0.0
         self._running: deque[tuple[np.ndarray, np.ndarray, Future[list[np.ndarray]]]] = deque()
         # Two batches at a time: where one waits for a core or for the host, the other is computed.
         self._threads = ThreadPoolExecutor(2)
         self._compiled, self._compiling = set[str](), Lock()
-        tokens = PooledTokens(backbone.class_tokens, backbone.registers, backbone.framewise)
-        model = backbone.model
-        if backbone.family.kind == "image" and all(head.pooling == "cls" for head in heads):
-            model = model.clone(config=replace(backbone.sizes, last_tokens=backbone.class_tokens))
-        self._apply = jax.jit(partial(_pooled_states, model, self.heads, tokens))
+        tokens = tokens_of(backbone)
+        model = model_for(backbone, heads)
+        self._apply = jax.jit(partial(pooled_states, model, self.heads, tokens))
 
-    def __call__(self, inputs: Iterable[np.ndarray]) -> list[Float[np.ndarray, "item layer width"]]:
+    def __call__(
+        self, inputs: Iterable[np.ndarray], params: Params | None = None
+    ) -> list[Float[np.ndarray, "item layer width"]]:
         """Pooled states of each head, in the order of the inputs.
 
         Args:
             inputs: token ids [token] of texts, pixels [height width channel] of images, frames [frame height width
                 channel] of videos, or sound [time *bin]. Those of equal shapes are taken batch by batch.
+            params: of the encoder; None is the backbone's own.
         """
-        finished = []
+        finished, used = [], self.backbone.params if params is None else params
         for rows, places, batch in self._batches(self._timed(inputs)):
-            self._running.append((rows, places, self._threads.submit(self._compute, batch)))
+            self._running.append((rows, places, self._threads.submit(self._compute, used, batch)))
             # One batch is prepared while two are computed; more at once would only take memory.
             if len(self._running) == 3:
                 finished.append(self._take())
@@ -114,13 +138,13 @@ class PooledEncoder:
         rows, places, states = self._running.popleft()
         return rows, [state[places] for state in states.result()]
 
-    def _compute(self, batch: Tokens | Sound | Array) -> list[np.ndarray]:
+    def _compute(self, params: Params, batch: Tokens | Sound | Array) -> list[np.ndarray]:
         shape = str(jax.tree.map(np.shape, batch))
         if shape not in self._compiled:
             with self._compiling:  # by one of the threads, and not by both
-                jax.block_until_ready(self._apply(self.backbone.params, batch))
+                jax.block_until_ready(self._apply(params, batch))
                 self._compiled.add(shape)
-        return [np.asarray(state) for state in self._apply(self.backbone.params, batch)]
+        return [np.asarray(state) for state in self._apply(params, batch)]
 
     def _timed(self, inputs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         stream = iter(inputs)
@@ -137,7 +161,7 @@ class PooledEncoder:
         preprocess, size = self.backbone.preprocess, self.batch
         if isinstance(preprocess, TextPreprocessor):
             most = preprocess.max_tokens
-            form = _packed if getattr(self.backbone.model, "packs", False) else _by_length
+            form = _packed if self._packs else _by_length
             yield from form(inputs, size, lambda ids: pad_tokens(ids, size, most))
         elif isinstance(preprocess, AudioPreprocessor) and not preprocess.shape:
             yield from _by_length(inputs, size, lambda sounds: preprocess.batch(sounds, size))
@@ -200,20 +224,39 @@ def stack(pixels: Sequence[np.ndarray], batch: int) -> Array:
 def pad_tokens(ids: Sequence[np.ndarray], batch: int, longest: int) -> Tokens:
     """Texts as one block of `batch` rows and of a length from `padded_length`, at most `longest`."""
     length = min(padded_length(max(len(i) for i in ids)), longest)
-    padded, mask = np.zeros((batch, length), np.int32), np.zeros((batch, length), bool)
+    padded: Any = np.zeros((batch, length), np.int32)
+    mask: Any = np.zeros((batch, length), bool)
     for row, tokens in enumerate(ids):
         padded[row, : len(tokens)] = tokens
         mask[row, : len(tokens)] = True
-    return Tokens(jnp.asarray(padded), jnp.asarray(mask))
+    return Tokens(padded, mask)
 
 
-def _pooled_states(model, heads: tuple[Head, ...], tokens: PooledTokens, params, inputs) -> tuple[Array, ...]:
-    """Per head [batch layer width]; blocks above the last layer asked for are not computed."""
+def pooled_states(
+    model: nn.Module,
+    heads: tuple[Head, ...],
+    tokens: PooledTokens,
+    params: Params,
+    inputs: Any,
+    rngs: dict[str, Array] | None = None,
+) -> tuple[Float[Array, "batch layer width"], ...]:
+    """Pooled states of each head; blocks above the last layer asked for are not computed.
+
+    Rows of several texts give as many vectors as there is room for, row by row (`packing.pool_texts`).
+
+    Args:
+        model: of the backbone.
+        heads: what is kept.
+        tokens: of the encoder.
+        params: of the model.
+        inputs: `Tokens`, `Sound`, pixels or frames, as it takes them.
+        rngs: keys of methods inside it, such as "dropout".
+    """
     videos = inputs.shape[:2] if tokens.framewise else ()
     if videos:
         inputs = inputs.reshape(-1, *inputs.shape[2:])
-    states = model.apply({"params": params}, inputs)
-    mask = inputs.mask if isinstance(inputs, Tokens) else None
+    states: Any = model.apply({"params": params}, inputs, rngs=rngs)
+    mask: Any = inputs.mask if isinstance(inputs, Tokens) else None
     if isinstance(inputs, Sound):
         mask = model.apply({"params": params}, inputs, method="token_mask")
 

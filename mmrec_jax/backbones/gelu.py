@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -14,10 +15,28 @@ Q = (
 )
 
 
+@jax.custom_jvp
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """x Phi(x), in float32; within 3e-7 of the largest |x| or 1."""
+    """x Phi(x), in float32; within 3e-7 of the largest |x| or 1.
+
+    A backward pass keeps its slope, phi(x) x + Phi(x), and none of the steps of the approximation.
+    """
     wide = x.astype(jnp.float32)
-    scaled = jnp.clip(wide * 0.5**0.5, -BOUND, BOUND)
+    return (wide * _below(wide)).astype(x.dtype)
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (moved,) = primals, tangents
+    wide = x.astype(jnp.float32)
+    share = _below(wide)
+    slope = share + wide * jnp.exp(-0.5 * wide * wide) * (2 * jnp.pi) ** -0.5
+    return (wide * share).astype(x.dtype), moved * slope.astype(x.dtype)
+
+
+def _below(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Phi(x), the share of a normal distribution that is less."""
+    scaled = jnp.clip(x * 0.5**0.5, -BOUND, BOUND)
     square = scaled * scaled
     erf = scaled * jnp.polyval(jnp.array(P, jnp.float32), square) / jnp.polyval(jnp.array(Q, jnp.float32), square)
-    return (0.5 * wide * (1 + erf)).astype(x.dtype)
+    return 0.5 * (1 + erf)

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmrec_jax.backbones.medium import MediaError, Medium, open_medium
@@ -143,6 +143,10 @@ class ImagePreprocessor:
         pixels = np.asarray(image)
         if self.crop:
             pixels = centre_crop(pixels, self.crop)
+        return self.normalised(pixels)
+
+    def normalised(self, pixels: UInt8[np.ndarray, "... channel"]) -> Float[np.ndarray, "... channel"]:
+        """The last steps: rescaled and normalised."""
         scaled = (pixels.astype(np.float64) * self.scale).astype(np.float32)
         return (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 

@@ -26,12 +26,12 @@ Streams = tuple[tuple[str, int], ...]
 
 
 def branch_method(method: BlockMethod | None, branch: str) -> BlockMethod | None:
-    """What a branch's own block is asked to add: all but the place "block", which the branches share."""
+    """What a branch's own block is asked to add: all but the places "attend" and "block", which the branches share."""
     if method is None:
         return None
 
     def of_branch(place: str, layer: int, name: str, *, branch: str = branch) -> nn.Module | None:
-        return None if place == "block" else method(place, layer, name, branch=branch)
+        return None if place in ("attend", "block") else method(place, layer, name, branch=branch)
 
     return of_branch
 
@@ -54,7 +54,8 @@ class MultiwayBlock(nn.Module):
         entering = jnp.split(x, ends, axis=1)
         heads = [block.heads(part, None) for block, part in zip(blocks, entering, strict=True)]
         query, key, value = (jnp.concatenate(parts, axis=1) for parts in zip(*heads, strict=True))
-        mixed = jnp.split(attend(query, key, value, visible), ends, axis=1)
+        attended = apply_method(self.method, "attend", self.layer, query, attend(query, key, value, visible))
+        mixed = jnp.split(attended, ends, axis=1)
         leaving = [block.finish(*parts) for block, *parts in zip(blocks, entering, mixed, strict=True)]
         return apply_method(self.method, "block", self.layer, x, jnp.concatenate(leaving, axis=1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +46,8 @@ def pack_tokens(texts: Sequence[Sequence[np.ndarray]], batch: int, width: int) -
         batch: rows of the block.
         width: tokens of a row.
     """
-    ids, which = np.zeros((batch, width), np.int32), np.zeros((batch, width), np.int32)
+    ids: Any = np.zeros((batch, width), np.int32)  # of the host: whoever computes with them puts them on a device
+    which: Any = np.zeros((batch, width), np.int32)
     places = []
     for row, shared in enumerate(texts):
         start = 0
@@ -54,7 +56,7 @@ def pack_tokens(texts: Sequence[Sequence[np.ndarray]], batch: int, width: int) -
             which[row, start : start + len(tokens)] = number + 1
             start += len(tokens)
             places.append(row * (width // LEAST) + number)
-    return Tokens(jnp.asarray(ids), jnp.asarray(which > 0), jnp.asarray(which)), np.asarray(places)
+    return Tokens(ids, which > 0, which), np.asarray(places, np.int64)
 
 
 def pool_texts(

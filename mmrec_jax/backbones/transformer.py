@@ -27,8 +27,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 PROJECTIONS = frozenset({"query", "key", "value", "attention_out", "up", "gate", "down"})
 PARTS = ("attention", "feed_forward")
-BLOCK_PLACES = (*PARTS, "feed_forward_residual", "block")
-PLACES = (*sorted(PROJECTIONS), *BLOCK_PLACES)
+BLOCK_PLACES = ("attend", *PARTS, "feed_forward_residual", "block")
+PLACES = ("tokens", *sorted(PROJECTIONS), *BLOCK_PLACES)
 
 
 class BlockMethod(Protocol):
@@ -40,6 +40,11 @@ class BlockMethod(Protocol):
     Its parameters lie under `added_<place>` beside those of the place.
 
     - "query", "key", "value", "attention_out", "up", "gate", "down": the projections (LoRA adds to their outputs);
+    - "tokens": what enters the first block, asked once for the stack (its layer is 0). What the module gives, [batch
+      extra width], are further tokens, which every token may attend to (a learned prompt): they come first in a
+      causal stack and last in the others, and no hidden state has them. Rows of several texts cannot have any;
+    - "attend": from the queries [batch token head feature] to what their heads attended to, of the same shape
+      (learned keys and values, a prefix, add to it);
     - "attention": the whole attention, before its residual (a bottleneck after attention works on its outputs);
     - "feed_forward": the whole feed-forward, before its residual (a parallel adapter adds a function of its inputs,
       which a pre-norm block has normalised);
@@ -48,7 +53,8 @@ class BlockMethod(Protocol):
     - "block": from what enters the block to what leaves it (an adapter after the feed-forward's residual).
 
     A multiway encoder asks once for each branch and names it, `method(place, layer, name, branch="vision")`; its
-    place "block" is one for all branches, which share its module (`branch` is "").
+    places "attend" and "block" are one for all branches, which share their module (`branch` is ""), and it has no
+    place "tokens".
     """
 
     def __call__(self, place: str, layer: int, name: str, *, branch: str = "") -> nn.Module | None: ...
@@ -263,7 +269,7 @@ class Block(nn.Module):
         query, key, value = self.heads(x, turn)
         if self.layer == self.config.depth - 1 and (first := self.config.last_tokens):
             query, x, visible = query[:, :first], x[:, :first], None if visible is None else visible[:, :, :first]
-        return self.finish(x, attend(query, key, value, visible))
+        return self.finish(x, self._with_method("attend", query, attend(query, key, value, visible)))
 
     def heads(self, x: Float[Array, "batch token width"], turn: Turn | None) -> tuple[Heads, Heads, Heads]:
         """Queries, keys and values of what enters the block."""
@@ -307,6 +313,8 @@ class Transformer(nn.Module):
         A mask of whole numbers is as in `visible_keys`.
         """
         c = self.config
+        given = x.shape[1]
+        x, mask = self._with_extra_tokens(x, mask)
         length = x.shape[1]
         visible = visible_keys(mask, c.causal, length)
         turn = turn_of_positions(c.rotary, c.features_per_head, length) if c.rotary else None
@@ -314,4 +322,19 @@ class Transformer(nn.Module):
         states = [x.astype(c.dtype)]
         for layer in range(c.depth):
             states.append(block(c, layer, self.method, name=f"block_{layer}")(states[-1], visible, turn))
-        return tuple(states)
+        return tuple(state[:, length - given :] if c.causal else state[:, :given] for state in states)
+
+    def _with_extra_tokens(self, x: Array, mask: Array | None) -> tuple[Array, Array | None]:
+        """The tokens, and which are not padding, with those that a method adds."""
+        module = self.method("tokens", 0, "added_tokens") if self.method else None
+        if module is None:
+            return x, mask
+        if mask is not None and jnp.issubdtype(mask.dtype, jnp.integer):
+            raise ValueError("rows of several texts cannot have further tokens: each text would need its own")
+        extra = module(x, x).astype(x.dtype)
+        seen = None if mask is None else jnp.ones(extra.shape[:2], bool)
+
+        def joined(own, further):
+            return jnp.concatenate([further, own] if self.config.causal else [own, further], axis=1)
+
+        return joined(x, extra), None if mask is None else joined(mask, seen)

@@ -110,6 +110,15 @@ class TrainingStream:
         nothing = np.zeros((0, self.rows.width), np.int32), np.zeros(0, np.int32)
         return [self._assemble(*nothing, sizes) for sizes in self.sizes()]
 
+    def sample(self, most: int) -> tuple[Iterator[SequenceBatch], bool]:
+        """Batches as they will come, evenly spread and at most so many, and whether they are all that there can be.
+
+        The position in the stream stays as it is.
+        """
+        known = self._epochs * self.batches_per_epoch
+        steps = np.unique(np.linspace(0, (known or self.batches_per_epoch) - 1, most).round().astype(np.int64))
+        return (self._batch(int(step)) for step in steps), 0 < known <= most
+
     def close(self) -> None:
         """Ends the reading ahead."""
         self._iterator.close()

@@ -25,7 +25,7 @@ def table(results: Mapping[str, EvaluationResult], *, title: str = "", metrics: 
 
 def markdown(results: Mapping[str, EvaluationResult], *, metrics: Sequence[str] = SHOWN) -> str:
     """The same as a Markdown table."""
-    return _markdown(["metric", *results], _metric_rows(results, metrics))
+    return markdown_rows(["metric", *results], _metric_rows(results, metrics))
 
 
 def slice_table(results: Mapping[str, EvaluationResult], metric: str | None = None) -> Table:
@@ -44,7 +44,7 @@ def slice_table(results: Mapping[str, EvaluationResult], metric: str | None = No
 def slice_markdown(results: Mapping[str, EvaluationResult], metric: str | None = None) -> str:
     """The same as a Markdown table."""
     rows = _slice_rows(results, metric or _default_metric(results))
-    return _markdown(["by", "slice", "count", *results], rows)
+    return markdown_rows(["by", "slice", "count", *results], rows)
 
 
 def difference_table(found: Mapping[str, Difference], *, title: str = "", metrics: Sequence[str] = SHOWN) -> Table:
@@ -57,6 +57,12 @@ def difference_table(found: Mapping[str, Difference], *, title: str = "", metric
             span = f"{100 * value.low:+.2f} to {100 * value.high:+.2f}"
             grid.add_row(name, f"{100 * value.mean:+.2f}", span, f"{value.p_value:.3f}")
     return grid
+
+
+def markdown_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are of numbers."""
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def _metric_rows(results: Mapping[str, EvaluationResult], metrics: Sequence[str]) -> list[list[str]]:
@@ -97,8 +103,3 @@ def _slice_rows(results: Mapping[str, EvaluationResult], metric: str) -> list[li
         cells = ["" if value is None else f"{100 * value:.2f}" for value in values]
         rows.append([title, name, f"{count:,}", *cells])
     return rows
-
-
-def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -51,7 +51,7 @@ def intervals(
 ) -> dict[str, Interval]:
     """An interval of every metric at every cut-off."""
     means = _resampled_means(rank_cells(ranks, ks), gain_table(ks), resamples, seed)
-    low, high = _percentiles(means, confidence)
+    low, high = percentiles(means, confidence)
     return {name: Interval(a, b) for name, a, b in zip(metric_names(ks), low.tolist(), high.tolist(), strict=True)}
 
 
@@ -70,12 +70,35 @@ def differences(
     gains = (table[:, None] - table[None]).reshape(cells * cells, -1)
     pairs = rank_cells(first, ks) * cells + rank_cells(second, ks)
     means = _resampled_means(pairs, gains, resamples, seed)
-    low, high = _percentiles(means, confidence)
     observed = np.bincount(pairs, minlength=len(gains)) @ gains / len(pairs)
-    rarer = np.minimum((means <= 0).sum(axis=0), (means >= 0).sum(axis=0))
-    p_values = np.minimum(2 * (rarer + 1) / (resamples + 1), 1)
+    return dict(zip(metric_names(ks), difference_of(observed, means, confidence), strict=True))
+
+
+def difference_of(
+    observed: Float64[np.ndarray, " metric"], resampled: Float64[np.ndarray, "resample metric"], confidence: float
+) -> list[Difference]:
+    """Each metric's difference, from the observed ones and those of all resamples."""
+    low, high = percentiles(resampled, confidence)
+    rarer = np.minimum((resampled <= 0).sum(axis=0), (resampled >= 0).sum(axis=0))
+    p_values = np.minimum(2 * (rarer + 1) / (len(resampled) + 1), 1)
     columns = (observed.tolist(), low.tolist(), high.tolist(), p_values.tolist())
-    return {name: Difference(*values) for name, *values in zip(metric_names(ks), *columns, strict=True)}
+    return [Difference(*values) for values in zip(*columns, strict=True)]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for their number by Holm's method: below 5%, the chance of any false finding is at most 5%."""
+    order = np.argsort(p_values, kind="stable")
+    scaled = np.asarray(p_values)[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
+    return adjusted.tolist()
+
+
+def percentiles(
+    means: Float64[np.ndarray, "resample metric"], confidence: float
+) -> Float64[np.ndarray, "bound metric"]:
+    """The lower and the upper end of each metric's percentile interval."""
+    return np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
 
 
 def _resampled_means(
@@ -84,7 +107,3 @@ def _resampled_means(
     occurring, counts = np.unique(cells, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(len(cells), counts / len(cells), size=resamples)
     return drawn @ gains[occurring] / len(cells)
-
-
-def _percentiles(means: Float64[np.ndarray, "resample metric"], confidence: float) -> np.ndarray:
-    return np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)

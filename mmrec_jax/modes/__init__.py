@@ -1,5 +1,6 @@
 """One function a mode of the command line."""
 
+from mmrec_jax.modes.compare import ab, compare
 from mmrec_jax.modes.evaluate import evaluate
 from mmrec_jax.modes.extract import extract
 from mmrec_jax.modes.inspect import inspect
@@ -7,4 +8,4 @@ from mmrec_jax.modes.recommend import recommend
 from mmrec_jax.modes.run import Run, open_run
 from mmrec_jax.modes.train import train
 
-__all__ = ["Run", "evaluate", "extract", "inspect", "open_run", "recommend", "train"]
+__all__ = ["Run", "ab", "compare", "evaluate", "extract", "inspect", "open_run", "recommend", "train"]

@@ -11,5 +11,8 @@ def extract(run: Run) -> None:
     from mmrec_jax.modes.inspect import describe_store
 
     if run.store is None:
-        raise ConfigError(f"{run.config.name} has no modality: there is nothing to extract.")
+        raise ConfigError(
+            f"{run.config.name} has no modality whose hidden states are stored (those of `methods` are computed in the "
+            "step): there is nothing to extract."
+        )
     run.console.print(describe_store(run.store))

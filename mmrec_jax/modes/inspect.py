@@ -100,7 +100,11 @@ def _workdir(directory: Path, console: Console) -> bool:
     console.print(f"Workdir {directory}: run {config.name}, system {config.model.system}")
     console.print(f"data: {config.data.source}")
     console.print(f"config: {directory / CONFIG_FILE}")
-    if config.modalities:
+    if config.prepared:
+        console.print(f"prepared data: {config.prepared}")
+    for name, method in config.methods.items():
+        console.print(f"live: {name}, {method.kind} inside {config.modalities[name].backbone}")
+    if config.cached:
         source_is_here = bool(config.store) or experiment.has_source(config)
         location = experiment.store_location(config, directory) if source_is_here else str(directory / "store")
         store = experiment.open_store(location)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,15 +31,17 @@ def tested(run: Run, params: Params, history: Sequence[Mapping], best_step: int,
     """The outcome of a trained run; writes each user's rank to `ranks_test.parquet`."""
     result = run.test(params)
     result.write_ranks(run.workdir / RANKS, run.data.user_ids, run.data.item_ids)
-    epochs = sorted(entry["seconds"] for entry in history)
+    # A program that was compiled within an epoch is no part of what an epoch takes.
+    epochs = [entry["seconds"] for entry in history if not entry["recompilations"]]
     training = {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "best_step": best_step,
         "best_validation": {run.config.training.monitor: best_value},
         "epochs": len(history),
-        "seconds_per_epoch": epochs[len(epochs) // 2] if epochs else 0.0,
+        "seconds_per_epoch": statistics.median(epochs or [entry["seconds"] for entry in history] or [0.0]),
         "seconds": sum(entry["seconds"] + entry.get("valid_seconds", 0.0) for entry in history),
-        "peak_memory_bytes": max((entry["peak_memory_bytes"] for entry in history), default=0),
+        # The first epoch of a process compiles the evaluation.
+        "peak_memory_bytes": statistics.median_low([entry["peak_memory_bytes"] for entry in history] or [0]),
     }
     return Outcome(result, training)
 
@@ -82,6 +85,7 @@ def report(run: Run, outcomes: Mapping[str, Outcome], name: str) -> dict[str, An
         run.console.print(difference_table(difference, title=f"{first} minus {model}"))
     content = {
         "name": run.config.name,
+        "data": run.data.fingerprint,
         "models": {model: {"test": o.result.summary(), "training": o.training} for model, o in outcomes.items()},
         "differences": {
             f"{first} minus {model}": {metric: asdict(value) for metric, value in difference.items()}

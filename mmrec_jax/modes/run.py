@@ -15,6 +15,7 @@ from ml_collections import config_dict
 from rich.console import Console
 
 from mmrec_jax import experiment
+from mmrec_jax.comparison.config import is_comparison
 from mmrec_jax.config import VALIDATED, RunConfig, resolve
 from mmrec_jax.errors import CheckpointError, ConfigError, UserError
 from mmrec_jax.modes.workdir import CONFIG_FILE, check_same_run, is_trained, keep_config, read_config
@@ -22,6 +23,7 @@ from mmrec_jax.modes.workdir import CONFIG_FILE, check_same_run, is_trained, kee
 if TYPE_CHECKING:
     from mmrec_jax.data.prepared import PreparedData
     from mmrec_jax.evaluation.evaluate import EvaluationResult
+    from mmrec_jax.live import LiveBackbones, LiveCatalogue
     from mmrec_jax.store.store import HiddenStateStore
     from mmrec_jax.store.table import StateTable
     from mmrec_jax.types import Params
@@ -62,7 +64,7 @@ class Run:
         if experiment.has_source(self.config) or not is_trained(self.workdir):
             raise error
         fingerprint = load_params(self.workdir, "last")[1]["run"]["data"]
-        directory = experiment.prepared_directory(self.workdir, fingerprint)
+        directory = experiment.prepared_directory(self.config, self.workdir) / fingerprint[:16]
         if not directory.is_dir():
             raise error
         self.console.print(f"{self.config.data.source} is not here; the data prepared from it before is used.")
@@ -70,30 +72,51 @@ class Run:
 
     @functools.cached_property
     def store(self) -> HiddenStateStore | None:
-        """The hidden-state store, filled on the first use; None for systems by id."""
-        return experiment.ensure_states(self.config, self.data, self.workdir) if self.config.modalities else None
+        """The hidden-state store, filled on the first use; None where no states come from one."""
+        return experiment.ensure_states(self.config, self.data, self.workdir) if self.config.cached else None
+
+    @functools.cached_property
+    def live(self) -> LiveBackbones | None:
+        """The backbones that are run in the step."""
+        return experiment.load_live(self.config)
+
+    @functools.cached_property
+    def live_catalogue(self) -> LiveCatalogue | None:
+        """Raw inputs of the catalogue for them, made on the first use."""
+        if self.live is None:
+            return None
+        items, folder = self.data.catalogue, self.workdir / "inputs"
+        root = experiment.source_directory(self.config) if experiment.has_source(self.config) else self.workdir
+        return experiment.live_catalogue(self.config, self.live, items, root, folder, self.data.fingerprint)
 
     @functools.cached_property
     def table(self) -> StateTable | None:
         """The catalogue's states in memory; None for systems by id."""
-        return experiment.load_table(self.config, self.data, self.store) if self.store else None
+        if not self.config.modalities:
+            return None
+        return experiment.load_table(self.config, self.data, self.store, self.live_catalogue)
 
     @functools.cached_property
     def present(self) -> dict[str, Bool[np.ndarray, " row"]] | None:
         """Modality -> catalogue rows that have it; a baseline is sliced like the run it is compared with."""
         if self.baseline_of is not None:
             return self.baseline_of.present
-        return {name: np.asarray(mask) for name, mask in self.table.present.items()} if self.table else None
+        if self.table is None:
+            return None
+        seen = {name: np.asarray(mask) for name, mask in self.table.present.items()}
+        seen |= self.live_catalogue.present if self.live_catalogue else {}
+        return {name: seen[name] for name in self.config.modalities}
 
     @functools.cached_property
     def frozen(self):
         """What the task reads and never trains."""
-        return experiment.frozen_inputs(self.table, self.data)
+        live = self.live.frozen(self.live_catalogue) if self.live and self.live_catalogue else None
+        return experiment.frozen_inputs(self.table, self.data, live)
 
     @functools.cached_property
     def task(self):
         """The task, with its validation."""
-        task = experiment.build_task(self.config, self.table, self.data.num_items + 1)
+        task = experiment.build_task(self.config, self.table, self.data.num_items + 1, self.live)
         return replace(task, validator=self._validator())
 
     def _validator(self):
@@ -136,7 +159,7 @@ class Run:
 
     def description(self) -> dict:
         """What this run's checkpoints are of."""
-        return experiment.description(self.config, self.data, self.store)
+        return experiment.description(self.config, self.data, self.store, self.live)
 
     def parameters(self, which: str = "best") -> Params:
         """Parameters of a checkpoint of this run.
@@ -189,6 +212,8 @@ def open_run(config: config_dict.ConfigDict | None, workdir: str | Path | None, 
     Raises:
         ConfigError: neither is given, the config cannot work, or the workdir holds a trained run of another one.
     """
+    if is_comparison(config):
+        raise ConfigError("The config is that of a comparison: add --mode=compare.")
     if config is not None:
         settings = resolve(config)
     elif workdir is None:

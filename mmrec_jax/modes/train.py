@@ -39,7 +39,7 @@ def _train(run: Run) -> Outcome:
     from mmrec_jax.training import fit
 
     run.console.print(f"\nTraining {run.config.name} in {run.workdir}")
-    stream = experiment.training_stream(run.config, run.data)
+    stream = experiment.training_stream(run.config, run.data, run.live, run.live_catalogue)
     # The cache of compiled programs was set up when the run was opened, for all modes.
     training = replace(run.config.training, compilation_cache_dir="")
     try:

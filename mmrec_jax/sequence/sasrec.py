@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from mmrec_jax.dropout import dropped, keep_masks
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.products import dense_product, times
-from mmrec_jax.sequence.dropout import dropped, keep_masks
+from mmrec_jax.sequence.steps import collect, spread
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,11 @@ class SasRec(nn.Module):
             f"{name}_qkv", _three_xavier, (config.width, 3 * config.width)
         )  # one product for queries, keys and values
         # One row a user and head from here on: small products run fastest on arrays in the order they read.
-        qkv = _spread(times(x, kernel), steps, rows * length)
+        qkv = spread(times(x, kernel), steps, rows * length)
         query, key, value = qkv.reshape(rows, length, 3, config.heads, size).transpose(2, 0, 3, 1, 4)
         scores = query @ key.swapaxes(-1, -2) / jnp.sqrt(size) + bias
         weights = drop(jax.nn.softmax(scores, axis=-1))
-        out = _collect((weights @ value).swapaxes(1, 2).reshape(rows * length, config.width), steps)
+        out = collect((weights @ value).swapaxes(1, 2).reshape(rows * length, config.width), steps)
         out = times(out, self.param(f"{name}_output", nn.initializers.xavier_normal(), (config.width, config.width)))
         return drop(out)
 
@@ -116,36 +117,6 @@ class SasRec(nn.Module):
         shapes = [outputs, *(self.config.blocks * [weights, outputs, outputs])]
         masks = iter(keep_masks(self.make_rng("dropout"), shapes, rate))
         return lambda x: dropped(x, next(masks), rate)
-
-
-def _spread(x: Float[Array, "step width"], steps: Int[Array, " step"] | None, slots: int) -> Float[Array, "slot width"]:
-    """Vectors of the steps at their slots, zeros at the others."""
-    return x if steps is None else _rearranged(x, _inverse(steps, slots), steps)
-
-
-def _collect(x: Float[Array, "slot width"], steps: Int[Array, " step"] | None) -> Float[Array, "step width"]:
-    """Vectors of the slots at which the steps are, zeros for those that stand for nothing."""
-    return x if steps is None else _rearranged(x, steps, _inverse(steps, x.shape[0]))
-
-
-def _inverse(steps: Int[Array, " step"], slots: int) -> Int[Array, " slot"]:
-    """Which step is at each slot; one past the last where none is."""
-    return jnp.full(slots, steps.shape[0]).at[steps].set(jnp.arange(steps.shape[0]), mode="drop")
-
-
-@jax.custom_vjp
-def _rearranged(
-    x: Float[Array, "old width"], there: Int[Array, " new"], back: Int[Array, " old"]
-) -> Float[Array, "new width"]:
-    """``x[there]``, zeros where an index lies beyond the end. `back` is the inverse, by which the gradient is looked up
-    too, in place of being added up."""
-    return x.at[there].get(mode="fill", fill_value=0)
-
-
-_rearranged.defvjp(
-    lambda x, there, back: (_rearranged(x, there, back), (there, back)),
-    lambda saved, grad: (_rearranged(grad, saved[1], saved[0]), None, None),
-)
 
 
 def _three_xavier(key, shape, dtype=jnp.float32):

@@ -22,6 +22,7 @@ from mmrec_jax.serving.recommendations import catalogue_rows, recommendations, u
 if TYPE_CHECKING:
     from mmrec_jax.modes.run import Run
     from mmrec_jax.store.store import HiddenStateStore
+    from mmrec_jax.store.table import StateTable
     from mmrec_jax.training.sequential import SequentialFrozen
     from mmrec_jax.types import Params
 
@@ -48,7 +49,7 @@ class Recommender:
         weights = self._scorer.encoded.weights
         self._weights = None if weights is None else np.asarray(weights)
         # The catalogue of the data and each lot of added items have tables of their own: (first row, table).
-        self._tables: list[tuple[int, SequentialFrozen]] = [(0, run.frozen)]
+        self._tables: list[tuple[int, SequentialFrozen]] = [(0, self._scorer.frozen)]
         self.skipped = 0
 
     @classmethod
@@ -168,7 +169,7 @@ class Recommender:
                     "weight": self._weights[rows, column],
                     **{
                         source: pl.Series(values, dtype=pl.Array(pl.Float32, values.shape[1])).cast(pl.List(pl.Float32))
-                        for source, values in gates[name].items()
+                        for source, values in gates.get(name, {}).items()
                     },
                 }
             )
@@ -209,6 +210,8 @@ class Recommender:
         config = self._run.config
         if not config.modalities:
             raise ConfigError(f"{config.name} knows items by id only: new items need training.")
+        if config.model.add_ids:
+            raise ConfigError(f"{config.name} gives each item a vector of its id (add_ids): new items need training.")
         frame = self._new_items(items if isinstance(items, pl.DataFrame) else pl.DataFrame(list(items)))
         ids = frame["item"].to_list()
         frozen = self._encoded_by_backbones(frame, Path(media_root), backbones, allow_other_weights)
@@ -251,30 +254,46 @@ class Recommender:
     def _encoded_by_backbones(
         self, frame: pl.DataFrame, media_root: Path, backbones: Mapping[str, str] | None, allow_other_weights: bool
     ) -> SequentialFrozen:
-        """What the task reads of new items, in the type and by the backbones of the run's own store."""
-        from mmrec_jax import store
+        """What the task reads of new items: as the run's own store was made, and by its live backbones."""
+        from mmrec_jax import experiment
+        from mmrec_jax.store.table import StateTable
         from mmrec_jax.training.sequential import SequentialFrozen
 
-        config, own = self._run.config, self._run.store
-        assert own is not None  # a config with modalities has one
-        ids = frame["item"].to_list()
+        run = self._run
         # New items may lack a modality; those that lack all are refused below, by name.
-        kinds = {info.dtype for info in own.modalities.values()}
-        dtype = kinds.pop() if len(kinds) == 1 else "float32"
-        tolerant = replace(config.extraction, dtype=dtype, max_failure_share=1.0, progress=False)
+        tolerant = replace(run.config.extraction, max_failure_share=1.0, progress=False)
+        config = replace(run.config, extraction=tolerant)
+        table = StateTable({}, {}, {}, complete=True)
         with tempfile.TemporaryDirectory() as folder:
-            store.extract(config.modalities, frame, media_root, folder, tolerant, backbones)
-            made = store.HiddenStateStore.open(folder)
-            _check_same_making(made, own, allow_other_weights)
-            table = made.table({name: part.layers for name, part in config.modalities.items()}, ids)
-        there = np.any([np.asarray(mask) for mask in table.present.values()], axis=0)[1:]
+            if run.store is not None:
+                table = self._stored(frame, media_root, folder, tolerant, backbones, allow_other_weights)
+            frozen = SequentialFrozen(table, jnp.zeros(len(frame) + 1))
+            if run.live is not None:
+                catalogue = experiment.live_catalogue(config, run.live, frame, media_root, Path(folder) / "inputs", "")
+                live = run.live.frozen(catalogue)
+                frozen = run.task.computed(jax.device_put(self._params), replace(frozen, live=live))
+        assert frozen.states is not None
+        there = np.any([np.asarray(mask) for mask in frozen.states.present.values()], axis=0)[1:]
         if not there.all():
             lacking = frame["item"].filter(~pl.Series(there)).to_list()
             raise MissingModalityError(
                 f"{len(lacking)} items have none of the modalities {', '.join(config.modalities)}: {_some(lacking)}. "
                 f"Nothing was added; media are looked for in {media_root}."
             )
-        return SequentialFrozen(table, jnp.zeros(len(ids) + 1))
+        return frozen
+
+    def _stored(self, frame, media_root, folder, limits, backbones, allow_other_weights) -> StateTable:
+        """States of new items, of the type and by the backbones of the run's own store."""
+        from mmrec_jax import store
+
+        own, wanted = self._run.store, self._run.config.cached
+        assert own is not None  # a config with cached modalities has one
+        kinds = {info.dtype for info in own.modalities.values()}
+        dtype = kinds.pop() if len(kinds) == 1 else "float32"
+        store.extract(wanted, frame, media_root, folder, replace(limits, dtype=dtype), backbones)
+        made = store.HiddenStateStore.open(folder)
+        _check_same_making(made, own, allow_other_weights)
+        return made.table({name: part.layers for name, part in wanted.items()}, frame["item"].to_list())
 
     def _known(self, items: Iterable[str]) -> Int[np.ndarray, " item"]:
         """Catalogue rows of item ids."""

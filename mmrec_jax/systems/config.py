@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from mmrec_jax.errors import ConfigError
+from mmrec_jax.systems.registry import SYSTEMS, known
 
-SYSTEMS = ("crossan", "sasrec")
+COMMON = ("system", "width", "length", "window", "add_ids")
+"""Keys of `model` that every system reads; the others are switches of some."""
 
 
 @dataclass(frozen=True)
@@ -14,14 +17,18 @@ class ModelConfig:
     """Sizes and switches of the item encoder and the history.
 
     Attributes:
-        system: `crossan` (item vectors from hidden states) or `sasrec` (from a table of ids).
+        system: a page of `mmrec_jax/systems`, such as `crossan`, or a module elsewhere (`my_shop.towers`).
         width: of item and user vectors.
         length: items of a history that the user encoder reads.
         window: `last` trains on each user's last `length` steps, `chunks` on all of a longer history in pieces.
+        add_ids: a trained vector of its id is added to what content says of an item.
         bottleneck: width inside the side blocks.
         bottlenecks: (modality, width) pairs for those with another.
         cross_source: what a tower receives from the other modalities: `side`, `backbone` or `none`.
-        gate: of the sources of a side block: `softmax`, `sigmoid` or `add`.
+        gate: of the sources of a side block: `softmax`, `sigmoid` (IISAN has no such gates) or `add`.
+        towers: of IISAN: `intra` (one a modality), `inter` (one over both) or `both`.
+        remove_first: of IISAN: leave out the first selected state of each modality.
+        states: of `linear`: read the `last` selected state of each modality, or all `concatenated`.
         shared_gates: one set of gates a rung for all target modalities.
         gate_temperature: what the gates' logits are divided by.
         activation: inside the side blocks.
@@ -33,6 +40,7 @@ class ModelConfig:
     width: int = 64
     length: int = 10
     window: str = "last"
+    add_ids: bool = False
     bottleneck: int = 64
     bottlenecks: tuple[tuple[str, int], ...] = ()
     cross_source: str = "side"
@@ -41,12 +49,17 @@ class ModelConfig:
     gate_temperature: float = 0.1
     activation: str = "relu"
     standardise: bool = False
+    towers: str = "both"
+    remove_first: bool = False
+    states: str = "last"
 
     def __post_init__(self):
-        if self.system not in SYSTEMS:
+        if not known(self.system):
             raise ConfigError(f"model.system={self.system!r}: choose one of {', '.join(SYSTEMS)}.")
         if self.window not in ("last", "chunks"):
             raise ConfigError(f"model.window={self.window!r}: choose last or chunks.")
+        if self.states not in ("last", "concatenated"):
+            raise ConfigError(f"model.states={self.states!r}: choose last or concatenated.")
         sizes = {"width": self.width, "length": self.length, "bottleneck": self.bottleneck}
         sizes |= {f"bottlenecks of {name}": size for name, size in self.bottlenecks}
         for name, size in sizes.items():
@@ -55,20 +68,37 @@ class ModelConfig:
         if self.gate_temperature <= 0:
             raise ConfigError(f"model.gate_temperature={self.gate_temperature}: must be above 0.")
 
+    def switched(self) -> dict[str, Any]:
+        """Keys that not every system reads, where they have another value than their default."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {key: value for key, (value, default) in values.items() if key not in COMMON and value != default}
+
+    def without_switches(self, system: str) -> ModelConfig:
+        """Of another system: what all read is kept, switches are at their defaults."""
+        return ModelConfig(**{key: getattr(self, key) for key in COMMON} | {"system": system, "add_ids": False})
+
 
 @dataclass(frozen=True)
 class UserConfig:
-    """The user encoder (SASRec).
+    """The user encoder.
 
     Attributes:
-        blocks: transformer blocks.
-        heads: attention heads; must divide the model's width.
+        kind: `sasrec` (self-attention) or `gru` (GRU4Rec's gated recurrent unit).
+        blocks: transformer blocks, or recurrent layers.
+        heads: attention heads of `sasrec`; must divide the model's width.
         dropout: rate.
     """
 
+    kind: str = "sasrec"
     blocks: int = 2
     heads: int = 2
     dropout: float = 0.1
+
+    def __post_init__(self):
+        if self.kind not in ("sasrec", "gru"):
+            raise ConfigError(f"user.kind={self.kind!r}: choose sasrec or gru.")
+        if self.blocks < 1:
+            raise ConfigError(f"user.blocks={self.blocks}: must be at least 1.")
 
 
 @dataclass(frozen=True)

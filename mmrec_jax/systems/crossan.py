@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from mmrec_jax.adapters import CrossModalTowers, TowerConfig, TowerSpec
+from mmrec_jax.adapters.blocks import linear
 from mmrec_jax.adapters.standardise import Standardise
-from mmrec_jax.adapters.towers import Head
 from mmrec_jax.fusion import FusionConfig, fuse_modalities
+from mmrec_jax.systems.registry import CatalogueShape, System
 from mmrec_jax.types import HiddenStates, ItemVectors
+
+if TYPE_CHECKING:
+    from mmrec_jax.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -43,20 +47,49 @@ class Crossan(nn.Module):
         config = self.config
         if config.standardise:
             hidden = Standardise(name="standardise")(hidden)
-        heads = {spec.name: self._head(spec) for spec in config.tower.modalities}
+        heads = {
+            spec.name: linear(self, f"project_{spec.name}", spec.width, config.width)
+            for spec in config.tower.modalities
+        }
         vectors = CrossModalTowers(config.tower, name="adapters")(hidden, heads)
         present = None if hidden.complete else jnp.stack([hidden.present[name] for name in vectors], axis=-1)
         return fuse_modalities(config.fusion, name="fusion")(vectors, present)
 
-    def _head(self, spec: TowerSpec) -> Head:
-        """The linear map of a tower's last state to the width of item vectors."""
 
-        def init(key: Array) -> dict[str, Array]:
-            lecun = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
-            return {
-                "kernel": lecun(key, (self.config.width, spec.width)),
-                "bias": jnp.zeros(self.config.width),
-            }
+def towers_of(config: RunConfig, catalogue: CatalogueShape) -> TowerConfig:
+    """The towers that a config asks for."""
+    model, bottlenecks = config.model, dict(config.model.bottlenecks)
+    specs = tuple(
+        TowerSpec(name, shape.width, shape.layers, bottlenecks.get(name, model.bottleneck))
+        for name, shape in catalogue.states.items()
+    )
+    return TowerConfig(
+        specs, model.cross_source, model.gate, model.shared_gates, model.gate_temperature, model.activation
+    )
 
-        head = self.param(f"project_{spec.name}", init)
-        return head["kernel"], head["bias"]
+
+def check(config: RunConfig) -> None:
+    """Refuses what no states could make possible."""
+    towers_of(config, CatalogueShape.of_layers(config))
+
+
+def build(config: RunConfig, catalogue: CatalogueShape) -> Crossan:
+    """The item encoder of a config."""
+    model = config.model
+    return Crossan(CrossanConfig(towers_of(config, catalogue), config.fusion, model.width, model.standardise))
+
+
+SYSTEM = System(
+    build,
+    check=check,
+    switches=(
+        "bottleneck",
+        "bottlenecks",
+        "cross_source",
+        "gate",
+        "shared_gates",
+        "gate_temperature",
+        "activation",
+        "standardise",
+    ),
+)

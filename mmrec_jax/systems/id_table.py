@@ -1,11 +1,13 @@
-"""Item vectors from a trained table: the item side of an ID-only SASRec."""
+"""Item vectors from a trained table of ids, alone or added to what content says."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import flax.linen as nn
 from jaxtyping import Array, Int
 
-from mmrec_jax.types import ItemVectors
+from mmrec_jax.types import HiddenStates, ItemVectors
 
 
 class IdTable(nn.Module):
@@ -24,3 +26,21 @@ class IdTable(nn.Module):
         """The vectors of the given catalogue rows."""
         table = self.param("embedding", nn.initializers.normal(0.02), (self.rows, self.width))
         return ItemVectors(table[items])
+
+
+class IdsAndContent(nn.Module):
+    """The sum of an item's vector by content and one of its own.
+
+    Attributes:
+        content: encoder of hidden states.
+        ids: the table.
+    """
+
+    content: nn.Module
+    ids: IdTable
+
+    @nn.compact
+    def __call__(self, hidden: HiddenStates, items: Int[Array, " item"]) -> ItemVectors:
+        """The sums, and the weights that the content's modalities have among themselves."""
+        content = self.content(hidden)
+        return replace(content, vector=content.vector + self.ids(items).vector)

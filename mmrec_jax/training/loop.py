@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from mmrec_jax.training import manifest as manifests
 from mmrec_jax.training.checkpoints import FOLDER, Checkpoint, Checkpoints, out_of_space
 from mmrec_jax.training.config import TrainingConfig
 from mmrec_jax.training.lock import only_training_in
+from mmrec_jax.training.memory import peak_memory_bytes, restart_peak_memory
 from mmrec_jax.training.optimizers import build_optimizer
 from mmrec_jax.training.progress import RunProgress
 from mmrec_jax.training.step import Programs, TrainState, TrainStep, check_finite, fetch_window, seed_keys
@@ -43,7 +42,7 @@ class FitResult:
             checkpoint.
         best_step, best_value: when the monitored metric was best, and what it was.
         history: one entry an epoch: `epoch`, `step`, `seconds` (of training, without evaluation),
-            `peak_memory_bytes` (of the process, or of the first accelerator), `recompilations`, `train`
+            `peak_memory_bytes` (of the process in this epoch, or of the first accelerator), `recompilations`, `train`
             (means over the epoch) and, where the epoch was evaluated, `valid` and `valid_seconds`.
         step: steps taken.
         stopped_early: whether patience ran out before the last epoch.
@@ -204,6 +203,7 @@ class _Run:
         if found is not None:
             state = self._restored(state, *found)
         self.step.warm_up(state, self.frozen, batches)
+        restart_peak_memory()
         return state
 
     def _check_same_run(self, checkpoint: Checkpoint, params: Params) -> None:
@@ -318,6 +318,7 @@ class _Run:
             entry["valid_seconds"] = time.perf_counter() - start
             self._write("valid", entry["valid"])
         entry["peak_memory_bytes"] = peak_memory_bytes()
+        restart_peak_memory()
         position.history.append(entry)
         position.epoch_sums, position.epoch_steps, position.epoch_seconds = {}, 0, 0.0
         self.recompilations_told = self.step.recompilations
@@ -349,12 +350,3 @@ class _Run:
             self.run,
             dataclasses.asdict(self.position),
         )
-
-
-def peak_memory_bytes() -> int:
-    """Largest memory so far: of the first accelerator if there is one, else of this process."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return int(stats["peak_bytes_in_use"])
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mmrec_jax.training.sequential import SequentialFrozen, SequentialRecommendation, states_of
+from mmrec_jax.training.sequential import SequentialFrozen, SequentialRecommendation
 from mmrec_jax.types import ItemVectors, Params
 
 ITEM_BLOCK = 1024  # rows encoded by one call: a tower's states of one block stay in a core's cache
@@ -20,13 +20,15 @@ class SequentialScorer:
 
     Attributes:
         encoded: item vectors as the user encoder reads them, and fusion weights, one row a catalogue row.
+        frozen: what was encoded, the states of live backbones with these parameters among it.
     """
 
     def __init__(self, task: SequentialRecommendation, params: Params, frozen: SequentialFrozen) -> None:
         """Encodes all rows of the catalogue."""
         self._task, self._params = task, jax.device_put(params)
         rows = frozen.log_popularity.shape[0]
-        self.encoded = encode_rows(task, self._params, frozen, np.arange(rows, dtype=np.int32))
+        self.frozen = task.computed(self._params, frozen)
+        self.encoded = encode_rows(task, self._params, self.frozen, np.arange(rows, dtype=np.int32))
         self._scored = task.score_vectors(self.encoded.vector)
 
     def item_vectors(self) -> Float[Array, "row width"]:
@@ -46,16 +48,16 @@ class SequentialScorer:
 def tower_gates(
     task: SequentialRecommendation, params: Params, frozen: SequentialFrozen, rows: Int[np.ndarray, " item"]
 ) -> dict[str, dict[str, Float[np.ndarray, "item block"]]]:
-    """Gates of the side towers: modality -> source (`backbone`, `from_<modality>`) -> weight at each block.
+    """Gates of the side towers: tower -> source (`backbone`, `from_<modality>`) -> weight at each block.
 
-    0 stands where a tower had no such source at a block.
+    0 stands where a tower had no such source at a block; a system without gates has no towers.
     """
-    towers = _gates(task, params, _states(frozen, jnp.asarray(rows)))
+    towers = _gates(task, params, _inputs(task, frozen, jnp.asarray(rows)))
     result = {}
     for target, blocks in towers.items():
         sources = list(dict.fromkeys(source for block in blocks for source in block))
         result[target] = {
-            source if source == "backbone" else f"from_{source}": np.stack(
+            source: np.stack(
                 [np.broadcast_to(np.asarray(block.get(source, 0.0)), rows.shape) for block in blocks], axis=1
             )
             for source in sources
@@ -64,8 +66,8 @@ def tower_gates(
 
 
 @partial(jax.jit, static_argnums=0)
-def _gates(task, params, states):
-    return task.item_encoder.gates(params["items"], states)
+def _gates(task, params, inputs):
+    return task.item_encoder.gates(params["items"], inputs)
 
 
 def encode_rows(
@@ -76,16 +78,18 @@ def encode_rows(
     padded = np.concatenate([rows, np.zeros(-len(rows) % block, np.int32)])
     parts = []
     for part in map(jnp.asarray, padded.reshape(-1, block)):
-        parts.append(_items(task, params, _states(frozen, part), part))
+        parts.append(_items(task, params, _inputs(task, frozen, part)))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: len(rows)], *parts)
 
 
-_states = jax.jit(states_of)  # a program of its own, for the reason given at `task.Task.inputs`
+@partial(jax.jit, static_argnums=0)  # a program of its own, for the reason given at `task.Task.inputs`
+def _inputs(task, frozen, rows):
+    return task.item_encoder.inputs(frozen, rows)
 
 
 @partial(jax.jit, static_argnums=0)
-def _items(task, params, states, rows) -> ItemVectors:
-    return task.item_vectors(params, states, rows)
+def _items(task, params, inputs) -> ItemVectors:
+    return task.item_vectors(params, inputs)
 
 
 @partial(jax.jit, static_argnums=0)

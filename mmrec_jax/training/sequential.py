@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from mmrec_jax.live.catalogue import LiveBackbones, LiveFrozen
 from mmrec_jax.objectives import (
     ObjectiveConfig,
     gbce_loss,
@@ -21,9 +22,10 @@ from mmrec_jax.objectives import (
     softmax_loss,
     uniform_negatives,
 )
-from mmrec_jax.sequence import SasRec, SasRecConfig
+from mmrec_jax.sequence import GruConfig, SasRecConfig, user_encoder
 from mmrec_jax.store.table import StateTable
 from mmrec_jax.systems.config import ScoringConfig
+from mmrec_jax.systems.registry import IDS, STATES
 from mmrec_jax.types import HiddenStates, ItemVectors, Params, SequenceBatch
 
 MEASURED = 4096  # items: the mean of as many lies within 2% of the spread
@@ -34,12 +36,14 @@ class SequentialFrozen:
     """What the task reads and never trains.
 
     Attributes:
-        states: hidden states of the catalogue; None for encoders by id.
+        states: hidden states of the catalogue, those of live modalities aside; None for encoders by id.
         log_popularity: log of each catalogue row's share of the training events.
+        live: backbones that are run in the step; None where all states lie in the table.
     """
 
     states: StateTable | None
     log_popularity: Float[Array, " row"]
+    live: LiveFrozen | None = None
 
 
 @struct.dataclass
@@ -53,7 +57,7 @@ class SequentialInputs:
         read, targets: the event that each of the batch's steps reads, and the one that it is to predict, as indices
             into `candidates`; 0 for unused steps.
         rows: the batch's row of each step; any for unused ones.
-        states: hidden states of the candidates; None for encoders by id.
+        items: what the item encoder reads of the candidates.
         log_popularity: of the candidates.
         num_items: of the catalogue.
     """
@@ -64,26 +68,39 @@ class SequentialInputs:
     read: Int[Array, " step"]
     targets: Int[Array, " step"]
     rows: Int[Array, " step"]
-    states: HiddenStates | None
+    items: Any
     log_popularity: Float[Array, " candidate"]
     num_items: int = struct.field(pytree_node=False)
 
 
 class ItemEncoder(Protocol):
-    """Item vectors of catalogue rows."""
+    """Item vectors of catalogue rows.
 
-    def init(self, rng: Array, frozen: SequentialFrozen) -> Params:
+    `CatalogueItems` reads what lies in tables. Where a backbone is run in the step, the task puts the states that it
+    gives beside those that were looked up, so that modules of `systems/` need not know.
+    """
+
+    def init(self, rng: Array, frozen: Any) -> Params:
         """Parameters of the encoder."""
 
-    def __call__(self, params: Params, states: HiddenStates | None, rows: Int[Array, " item"]) -> ItemVectors:
-        """Vectors of the given catalogue rows, whose hidden states were looked up before."""
+    def inputs(self, frozen: Any, rows: Int[Array, " item"]) -> Any:
+        """What the call reads of catalogue rows; traced into a program of its own, see `task.Task.inputs`."""
+
+    def __call__(self, params: Params, inputs: Any) -> ItemVectors:
+        """Vectors of the items whose `inputs` were looked up before."""
 
 
 @dataclass(frozen=True)
-class ContentItems:
-    """An item encoder that reads hidden states, such as `systems.Crossan`."""
+class CatalogueItems:
+    """An item encoder of `systems/` over the catalogue's tables.
+
+    Attributes:
+        module: called with what it reads.
+        reads: `states`, `ids`, or both, as `systems.System` says.
+    """
 
     module: nn.Module
+    reads: tuple[str, ...] = (STATES,)
 
     def init(self, rng: Array, frozen: SequentialFrozen) -> Params:
         """Parameters of the module for the table's modalities and widths; what it measures, it measures on at most
@@ -91,40 +108,32 @@ class ContentItems:
         """
         items = frozen.log_popularity.shape[0] - 1
         rows = np.linspace(1, items, min(items, MEASURED)).astype(np.int32)
-        return self.module.init(rng, states_of(frozen, jnp.asarray(rows)))["params"]
+        return self.module.init(rng, *self.inputs(frozen, jnp.asarray(rows)))["params"]
 
-    def __call__(self, params: Params, states: HiddenStates | None, rows: Int[Array, " item"]) -> ItemVectors:
-        """Encodes the states; the rows themselves say nothing more."""
-        vectors = self.module.apply({"params": params}, states)
+    def inputs(self, frozen: SequentialFrozen, rows: Int[Array, " item"]) -> tuple:
+        """Arguments of the module: states and rows, or one of them."""
+        found = {STATES: None if frozen.states is None else frozen.states.rows(rows), IDS: rows}
+        return tuple(found[kind] for kind in self.reads)
+
+    def __call__(self, params: Params, inputs: tuple) -> ItemVectors:
+        """Encodes."""
+        vectors = self.module.apply({"params": params}, *inputs)
         assert isinstance(vectors, ItemVectors)
         return vectors
 
-    def gates(self, params: Params, states: HiddenStates) -> dict[str, tuple[dict[str, Array], ...]]:
-        """Gates of each tower: modality -> one dict a block, source -> scalar or one value a row."""
-        _, kept = self.module.apply({"params": params}, states, mutable=["gates"])
-        return kept["gates"]["adapters"]
+    def gates(self, params: Params, inputs: tuple) -> dict[str, tuple[dict[str, Array], ...]]:
+        """Gates of each tower: its name -> one dict a block, source -> scalar or one value a row; none for modules
+        without."""
+        _, kept = self.module.apply({"params": params}, *inputs, mutable=["gates"])
+        return _sown(kept.get("gates", {}))
 
 
-@dataclass(frozen=True)
-class IdItems:
-    """An item encoder by id: `systems.IdTable`."""
-
-    module: nn.Module
-
-    def init(self, rng: Array, frozen: SequentialFrozen) -> Params:
-        """A fresh table."""
-        return self.module.init(rng, jnp.zeros(1, jnp.int32))["params"]
-
-    def __call__(self, params: Params, states: HiddenStates | None, rows: Int[Array, " item"]) -> ItemVectors:
-        """Looks the rows up."""
-        vectors = self.module.apply({"params": params}, rows)
-        assert isinstance(vectors, ItemVectors)
-        return vectors
-
-
-def states_of(frozen: SequentialFrozen, rows: Int[Array, " item"]) -> HiddenStates | None:
-    """Hidden states of catalogue rows; None where the catalogue has none."""
-    return None if frozen.states is None else frozen.states.rows(rows)
+def _sown(collection: Mapping[str, Any]) -> dict[str, tuple]:
+    """What modules kept by `sow`, by the name they gave it, whichever module it was."""
+    found: dict[str, tuple] = {}
+    for name, value in collection.items():
+        found |= {name: value} if isinstance(value, tuple) else _sown(value)
+    return found
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: jitted functions take the task as a static argument
@@ -138,15 +147,17 @@ class SequentialRecommendation:
         scoring: how vectors make a score.
         modalities: names of the fusion weights' columns.
         compute_dtype: of the item encoder's products; parameters and the user encoder stay float32.
+        live: backbones that are run in the step.
         validator: metrics of given parameters on the validation split; None where the task is not trained.
     """
 
     item_encoder: ItemEncoder
-    user: SasRecConfig
+    user: SasRecConfig | GruConfig
     objective: ObjectiveConfig
     scoring: ScoringConfig
     modalities: tuple[str, ...] = ()
     compute_dtype: str = "float32"
+    live: LiveBackbones | None = None
     validator: Callable[[SequentialRecommendation, Params, SequentialFrozen], dict[str, float]] | None = None
 
     name = "sequential recommendation"
@@ -158,18 +169,22 @@ class SequentialRecommendation:
         return self.validator(self, params, frozen)
 
     def init(self, rng: Array, frozen: SequentialFrozen) -> Params:
-        """Fresh parameters: `items`, `users`, and `scale` where it is learned."""
+        """Parameters to begin with: `items`, `users`, `scale` where it is learned, `embedded` inside live backbones."""
         item_rng, user_rng = jax.random.split(rng)
-        history = jnp.zeros((1, self.user.length, self.user.width))
+        embedded: Params = {}
+        if self.live is not None:
+            assert frozen.states is not None
+            assert frozen.live is not None
+            embedded = self.live.init(jax.random.fold_in(rng, 2), frozen.live.start)
+            frozen = replace(frozen, states=self.live.blank(frozen.states))
+        history, mask = jnp.zeros((1, self.user.length, self.user.width)), jnp.ones((1, self.user.length), bool)
         params = {
             "items": self.item_encoder.init(item_rng, frozen),
-            "users": SasRec(self.user).init(user_rng, history, jnp.ones((1, self.user.length), bool), train=False)[
-                "params"
-            ],
+            "users": user_encoder(self.user).init(user_rng, history, mask, train=False)["params"],
         }
         if self.scoring.learn_scale:
             params["scale"] = {"log": jnp.log(jnp.float32(self.scoring.scale))}
-        return params
+        return params | {"embedded": embedded} if embedded else params
 
     def inputs(self, frozen: SequentialFrozen, batch: SequenceBatch, rng: Array) -> SequentialInputs:
         """The batch, the rows to encode for it, and their hidden states."""
@@ -191,18 +206,18 @@ class SequentialRecommendation:
             read=at_steps(positions[:, :-1]),
             targets=at_steps(positions[:, 1:]),
             rows=jnp.minimum(batch.steps // (positions.shape[1] - 1), positions.shape[0] - 1),
-            states=states_of(frozen, candidates),
+            items=self.item_encoder.inputs(frozen, candidates),
             log_popularity=frozen.log_popularity[candidates],
             num_items=rows - 1,
         )
 
     def loss(
-        self, params: Params, inputs: SequentialInputs, rng: Array
+        self, params: Params, frozen: SequentialFrozen, inputs: SequentialInputs, rng: Array
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Mean loss over the steps of the batch, and metrics of the fusion weights."""
-        encoded = self._encode(params, inputs.states, inputs.candidates)
+        encoded = self.item_vectors(params, self._with_live_states(params, frozen, inputs, rng))
         vectors = encoded.vector
-        users = SasRec(self.user).apply(
+        users = user_encoder(self.user).apply(
             {"params": params["users"]},
             vectors[inputs.read],
             inputs.batch.positions[:, :-1] > 0,
@@ -215,6 +230,25 @@ class SequentialRecommendation:
         is_step = inputs.read > 0
         loss = jnp.sum(jnp.where(is_step, losses, 0.0)) / jnp.maximum(jnp.sum(is_step), 1)
         return loss, self._fusion_metrics(encoded, inputs.candidates)
+
+    def _with_live_states(self, params, frozen, inputs: SequentialInputs, rng) -> Any:
+        """What the item encoder reads, with the states that backbones give in the step."""
+        if self.live is None:
+            return inputs.items
+        trained, media, key = params.get("embedded", {}), inputs.batch.media, jax.random.fold_in(rng, 3)
+        return tuple(
+            self.live.states(trained, frozen.live, media, part, key) if isinstance(part, HiddenStates) else part
+            for part in inputs.items
+        )
+
+    def computed(self, params: Params, frozen: SequentialFrozen) -> SequentialFrozen:
+        """The same with the states that live backbones give to the whole catalogue in the table: nothing is left to
+        compute, and nothing is kept from earlier parameters. A host function."""
+        if self.live is None or frozen.live is None:
+            return frozen
+        assert frozen.states is not None
+        table = self.live.table(params.get("embedded", {}), frozen.live, frozen.states)
+        return SequentialFrozen(table, frozen.log_popularity)
 
     def _losses(self, users, vectors, inputs: SequentialInputs) -> Float[Array, " step"]:
         """Loss of every step, the unused ones included."""
@@ -256,21 +290,23 @@ class SequentialRecommendation:
         entropy = -jnp.sum(jnp.where(real, weights * jnp.log(jnp.maximum(weights, 1e-12)), 0.0)) / count
         return {f"weight_{name}": mean[i] for i, name in enumerate(self.modalities)} | {"weight_entropy": entropy}
 
-    def item_vectors(self, params: Params, states: HiddenStates | None, rows: Int[Array, " item"]) -> ItemVectors:
-        """Item vectors of catalogue rows as the user encoder reads them (not yet scaled for scoring)."""
-        return self._encode(params, states, rows)
+    def item_vectors(self, params: Params, inputs: Any) -> ItemVectors:
+        """Item vectors as the user encoder reads them (not yet scaled for scoring).
 
-    def _encode(self, params, states, rows) -> ItemVectors:
+        Args:
+            params: of the task.
+            inputs: what `item_encoder.inputs` gave.
+        """
         dtype = jnp.dtype(self.compute_dtype)
         if dtype == jnp.float32:
-            return self.item_encoder(params["items"], states, rows)
+            return self.item_encoder(params["items"], inputs)
 
         def cast(tree, to):
             return jax.tree.map(
                 lambda leaf: leaf.astype(to) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
             )
 
-        return cast(self.item_encoder(cast(params["items"], dtype), cast(states, dtype), rows), jnp.float32)
+        return cast(self.item_encoder(cast(params["items"], dtype), cast(inputs, dtype)), jnp.float32)
 
     def score_vectors(self, vectors: Float[Array, "row width"]) -> Float[Array, "row width"]:
         """Item vectors whose dot product with `user_vectors` is the score."""
@@ -280,7 +316,8 @@ class SequentialRecommendation:
         self, params: Params, vectors: Float[Array, "row width"], histories: Int[Array, "batch length"]
     ) -> Float[Array, "batch width"]:
         """User vectors after the last item of left-padded histories of catalogue rows, scaled for scoring."""
-        states = SasRec(self.user).apply({"params": params["users"]}, vectors[histories], histories > 0, train=False)
+        encoder = user_encoder(self.user)
+        states = encoder.apply({"params": params["users"]}, vectors[histories], histories > 0, train=False)
         users = jnp.asarray(states)[:, -1]
         return self._scored(params, users, users)[0]
 

@@ -154,7 +154,7 @@ class TrainStep:
         params = jax.device_put(host_copy(params))
         # Functions of their own, so that JAX does not keep what it traced.
         inputs = jax.eval_shape(lambda *a: self._task.inputs(*a), frozen, batch, self._key)
-        _, metrics = jax.eval_shape(lambda *a: self._task.loss(*a), params, inputs, self._key)
+        _, metrics = jax.eval_shape(lambda *a: self._task.loss(*a), params, frozen, inputs, self._key)
         for name, value in metrics.items():
             if value.shape != ():
                 raise TrainingError(
@@ -188,7 +188,7 @@ class TrainStep:
     def activation_bytes(self, state: TrainState, frozen: Any, batch: Any) -> int:
         """Memory that one step of these shapes needs beside the state and `frozen`, by the compiler's own account."""
         inputs = jax.eval_shape(self._read, frozen, batch, state.step, self._key)
-        compiled = self._gradients.compiled(_shapes(batch), state.params, inputs, state.step, self._key)
+        compiled = self._gradients.compiled(_shapes(batch), state.params, frozen, inputs, state.step, self._key)
         read = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((inputs, compiled.out_info)))
         analysis = compiled.memory_analysis()
         return read + (analysis.temp_size_in_bytes if analysis is not None else 0)
@@ -212,17 +212,19 @@ class TrainStep:
             jax.block_until_ready(self._running.popleft())
         shapes = _shapes(batch)
         inputs = self._inputs(shapes, frozen, batch, state.step, self._key)
-        metrics, gradients = self._gradients(shapes, state.params, inputs, state.step, self._key)
+        metrics, gradients = self._gradients(shapes, state.params, frozen, inputs, state.step, self._key)
         self._running.append(metrics["loss"])
         return self._updated((), state, gradients, metrics)
 
     def _read(self, frozen: Any, batch: Any, step: Array, key: Array) -> Any:
         return self._task.inputs(frozen, batch, jax.random.fold_in(key, step))
 
-    def _differentiate(self, params: Params, inputs: Any, step: Array, key: Array) -> tuple[dict[str, Array], Params]:
+    def _differentiate(
+        self, params: Params, frozen: Any, inputs: Any, step: Array, key: Array
+    ) -> tuple[dict[str, Array], Params]:
         """The step's metrics, the loss among them, and the gradients."""
         rng = jax.random.fold_in(key, step)
-        (loss, metrics), gradients = jax.value_and_grad(self._task.loss, has_aux=True)(params, inputs, rng)
+        (loss, metrics), gradients = jax.value_and_grad(self._task.loss, has_aux=True)(params, frozen, inputs, rng)
         return {"loss": loss, **metrics}, gradients
 
     def _update(self, state: TrainState, gradients: Params, metrics: dict[str, Array]) -> TrainState:

@@ -31,8 +31,13 @@ class Task(Protocol):
         that reads them, which made the step of the main job 1.5 times as slow.
         """
 
-    def loss(self, params: Params, inputs: Any, rng: Array) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Mean loss of a batch and further scalar metrics; pure, traced by `jax.jit`. `rng` is that of `inputs`."""
+    def loss(
+        self, params: Params, frozen: Any, inputs: Any, rng: Array
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Mean loss of a batch and further scalar metrics; pure, traced by `jax.jit`. `rng` is that of `inputs`.
+
+        Of `frozen` it reads weights that are not looked up by rows, such as those of a backbone.
+        """
 
     def validate(self, params: Params, frozen: Any) -> dict[str, float]:
         """Metrics on the validation split; a host function that jits what it needs inside."""

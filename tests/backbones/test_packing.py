@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -55,6 +56,13 @@ def test_the_quick_gelu_is_the_exact_one() -> None:
     x = np.concatenate([np.linspace(-12, 12, 100_001), [-1e30, 1e30]])
     error = np.abs(np.asarray(gelu(jnp.asarray(x, jnp.float32)), np.float64) - x * ndtr(x))
     assert (error / np.maximum(1, np.abs(x))).max() < 3e-7  # two units in the last place of float32
+
+
+def test_the_slope_of_the_quick_gelu_is_that_of_the_exact_one() -> None:
+    x = np.linspace(-8, 8, 2001)
+    slope = ndtr(x) + x * np.exp(-0.5 * x * x) / np.sqrt(2 * np.pi)
+    found = jax.vmap(jax.grad(gelu))(jnp.asarray(x, jnp.float32))
+    assert np.abs(np.asarray(found, np.float64) - slope).max() < 1e-6  # a few roundings of numbers near 1
 
 
 def test_where_only_class_tokens_are_kept_the_last_block_computes_no_others(tmp_path: Path) -> None:

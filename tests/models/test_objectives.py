@@ -16,9 +16,10 @@ from mmrec_jax.objectives import (
     uniform_negatives,
 )
 from mmrec_jax.sequence import SasRec, SasRecConfig
+from mmrec_jax.systems import IDS
 from mmrec_jax.systems.config import ScoringConfig
 from mmrec_jax.systems.id_table import IdTable
-from mmrec_jax.training.sequential import IdItems, SequentialFrozen, SequentialRecommendation
+from mmrec_jax.training.sequential import CatalogueItems, SequentialFrozen, SequentialRecommendation
 from mmrec_jax.types import SequenceBatch
 from tests.models.reference import in_batch_loss
 
@@ -47,7 +48,7 @@ def batch_of(sequences, size=16):
 
 def task_of(kind="in_batch_softmax", scoring=None, **objective):
     return SequentialRecommendation(
-        IdItems(IdTable(ITEMS + 1, WIDTH)),
+        CatalogueItems(IdTable(ITEMS + 1, WIDTH), (IDS,)),
         SasRecConfig(width=WIDTH, length=LENGTH, dropout=0.0),
         ObjectiveConfig(kind=kind, **objective),
         scoring or ScoringConfig(),
@@ -69,7 +70,7 @@ def loss_of(task, sequences=SEQUENCES, size=16, seed=0):
 
 
 def loss(task, params, batch, rng):
-    return task.loss(params, task.inputs(FROZEN, batch, rng), rng)[0]
+    return task.loss(params, FROZEN, task.inputs(FROZEN, batch, rng), rng)[0]
 
 
 def test_distinct_items_with_counts_equal_the_loss_over_all_occurrences():

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmrec_jax.dropout import dropped, keep_masks
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.sequence import SasRec, SasRecConfig
-from mmrec_jax.sequence.dropout import dropped, keep_masks
 
 CONFIG = SasRecConfig(width=8, length=6, heads=2, dropout=0.2)
 

@@ -9,12 +9,12 @@ import pytest
 from tests.tiny_dataset import write_sequences
 from tests.tiny_run import ROOT
 
-CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+COMPARISONS = {"compare", "staged"}  # run by tests/comparison
+CONFIGS = sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - COMPARISONS)
 SMALL = (
     "--config.training.epochs=1",
     "--config.training.batch_size=256",
     "--config.model.width=8",
-    "--config.model.bottleneck=4",
     "--config.model.length=5",
     "--config.model.window=last",
     "--config.user.blocks=1",
@@ -23,10 +23,22 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, "live:bitfit,crossan"])
 def test_a_config_runs_to_its_results(name, cli, shop, tmp_path):
     argument, flags = "", []
-    if name == "crossan":
+    if name.startswith("live"):
+        name, _, argument = name.partition(":")
+        argument = f":{argument or 'lora'},smoke"
+        flags = [
+            f"--config.data.source={shop / 'data'}",
+            f"--config.modalities.title.backbone={shop / 'bert'}",
+            "--config.modalities.title.template={title}. {about}",
+            "--config.modalities.title.layers=(0,2,3)",
+            "--config.modalities.title.max_tokens=16",
+            "--config.evaluation.ks=(5,10)",
+            *(["--config.model.bottleneck=4"] if "crossan" in argument else ["--config.methods.title.rank=2"]),
+        ]
+    elif name in ("crossan", "iisan", "iisan_versa", "frozen", "sasrec_content"):
         argument = ":smoke"  # on the embedded sample, with its own store
     elif name == "scientific":
         flags = [
@@ -34,6 +46,7 @@ def test_a_config_runs_to_its_results(name, cli, shop, tmp_path):
             f"--config.modalities.title.backbone={shop / 'bert'}",
             "--config.modalities.title.layers=(0,2,3)",
             "--config.modalities.title.max_tokens=16",
+            "--config.model.bottleneck=4",
             "--config.evaluation.ks=(10,20)",
         ]
     workdir = tmp_path / "run"

@@ -120,7 +120,7 @@ def test_a_modality_without_its_column(refused, shop, tmp_path):
 def test_extraction_for_a_model_by_ids(refused, tmp_path):
     path = config_file(tmp_path / "mine.py", "    config.model.system = 'sasrec'\n    return config\n")
     message = refused(["mmrec_jax", f"--config={path}", f"--workdir={tmp_path / 'new'}", "--mode=extract"])
-    assert "x has no modality: there is nothing to extract" in message
+    assert "x has no modality whose hidden states are stored" in message
 
 
 def test_a_store_of_another_backbone_or_pooling_says_what_differs(refused, shop, trained, tmp_path):

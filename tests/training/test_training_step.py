@@ -96,7 +96,8 @@ def test_the_gradient_norm_is_that_of_optax():
     batch = jax.device_put(next(stream))
     rng = jax.random.fold_in(jax.random.split(jax.random.key(0))[1], 0)
     task = toy.ToyTask()
-    gradients = jax.grad(task.loss, has_aux=True)(state.params, task.inputs(frozen, batch, rng), rng)[0]
+    inputs = task.inputs(frozen, batch, rng)
+    gradients = jax.grad(task.loss, has_aux=True)(state.params, frozen, inputs, rng)[0]
     expected = float(optax.tree.norm(gradients))
     _, sums, _ = fetch_window(step(state, frozen, batch))
     assert sums["gradient_norm"] == pytest.approx(expected, rel=1e-5)  # another order of summation
@@ -116,8 +117,8 @@ def test_the_moving_average_follows_the_parameters():
 class OneBadGradient(toy.ToyTask):
     """In the third step the loss is finite and the gradient of `users/up/bias` is not."""
 
-    def loss(self, params, inputs, rng):
-        loss, metrics = super().loss(params, inputs, rng)
+    def loss(self, params, frozen, inputs, rng):
+        loss, metrics = super().loss(params, frozen, inputs, rng)
         bias = params["users"]["up"]["bias"]
         bad = inputs[1].rows.shape[0] == 24
         return loss + (jnp.sum(jnp.sqrt(bias * 0.0)) if bad else 0.0), metrics
@@ -155,8 +156,8 @@ def test_a_loss_that_is_not_finite_by_itself_is_told_from_one_that_parameters_sp
 
 def test_a_metric_that_is_no_scalar_is_refused():
     class Vector(toy.ToyTask):
-        def loss(self, params, inputs, rng):
-            return super().loss(params, inputs, rng)[0], {"rows": inputs[1].rows}
+        def loss(self, params, frozen, inputs, rng):
+            return super().loss(params, frozen, inputs, rng)[0], {"rows": inputs[1].rows}
 
     with pytest.raises(TrainingError, match="'rows' of task toy has shape"):
         begin(task=Vector())

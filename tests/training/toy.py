@@ -79,7 +79,7 @@ class ToyTask:
     def inputs(self, frozen, batch, rng):
         return frozen[batch.rows], batch
 
-    def loss(self, params, inputs, rng):
+    def loss(self, params, frozen, inputs, rng):
         x, batch = inputs
         x = x * jax.random.bernoulli(rng, 0.9, x.shape)
         error = jnp.mean((self._predict(params, x) - batch.targets) ** 2)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Bool, Float, UInt32
 
@@ -45,3 +46,11 @@ def _mixed(x: UInt32[Array, " n"]) -> UInt32[Array, " n"]:
 def dropped(x: Float[Array, "*shape"], keep: Bool[Array, "*shape"], rate: float) -> Float[Array, "*shape"]:
     """Inverted dropout: the entries to keep, scaled so that their mean stays."""
     return jnp.where(keep, x / (1.0 - rate), 0.0)
+
+
+def drop(module: nn.Module, x: Float[Array, "*shape"], rate: float) -> Float[Array, "*shape"]:
+    """Dropout of `x` by a module's key "dropout"; `x` as it is where `apply` was given none, or the rate is 0."""
+    if not rate or not module.has_rng("dropout"):
+        return x
+    (keep,) = keep_masks(module.make_rng("dropout"), [x.shape], rate)
+    return dropped(x, keep, rate).astype(x.dtype)

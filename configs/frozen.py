@@ -1,0 +1,51 @@
+"""Frozen features on the embedded MovieLens sample: a linear map of each backbone's last state, and nothing more.
+
+    python -m mmrec_jax.main --config=configs/frozen.py
+
+What side adapters are compared with. --config.model.states=concatenated reads all selected layers at once, another list
+of layers another last one. User encoder, objective and training are those of `configs/crossan.py`.
+
+Some two minutes on two CPU cores.
+
+Arguments: `configs/frozen.py:smoke` runs two epochs of a shrunken model, to see that everything works.
+"""
+
+from mmrec_jax.config import base, modality, unknown_argument
+
+
+def get_config(argument: str = ""):
+    """The config; `argument` is "" or "smoke"."""
+    config = base("frozen")
+    config.data.source = "sample:movielens_small"
+    config.modalities.overview = modality(
+        kind="text",
+        backbone="sentence-transformers/all-MiniLM-L6-v2",
+        template="{title}. {genres}. {overview}",
+        layers=(0, 2, 4, 6),
+        pooling="mean",
+    )
+    config.modalities.poster = modality(
+        kind="image",
+        backbone="facebook/dinov2-small",
+        path_template="posters/{item}.jpg",
+        layers=(0, 4, 8, 12),
+        pooling="cls",
+    )
+    config.model.system = "linear"
+    config.fusion.kind = "concat"
+    config.model.length = 50
+    config.model.window = "chunks"
+    config.training.batch_size = 16
+    config.scoring.similarity = "cosine"
+    config.training.epochs = 25
+    config.training.schedule = "cosine"
+    config.training.final_fraction = 0.05
+    config.training.patience = 0
+    config.baselines = ("popularity",)
+    if argument == "smoke":
+        config.name = "frozen_smoke"
+        config.training.epochs = 2
+        config.model.length = 10
+    elif argument:
+        raise unknown_argument("configs/frozen.py", argument, "smoke")
+    return config

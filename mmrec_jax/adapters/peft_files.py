@@ -1,0 +1,192 @@
+"""LoRA in the file layout of the `peft` library: adapter_model.safetensors and adapter_config.json.
+
+Names are those of the backbone's own files, by its family's weight map, so that a `peft` model over transformers'
+`AutoModel` of the same checkpoint reads them. Nothing is guessed: missing, further and misshapen tensors are errors.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mmrec_jax.adapters.config import MethodConfig
+from mmrec_jax.backbones.backbone import Backbone
+from mmrec_jax.backbones.transformer import PROJECTIONS
+from mmrec_jax.backbones.weights import transpose
+from mmrec_jax.errors import CheckpointError, ConfigError
+from mmrec_jax.types import Params
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+ROOT = "base_model.model."  # what peft puts before the names of the model that it wraps
+PLACE = re.compile(r"(?P<block>.*block_(?P<layer>\d+))/(?:.*/)?(?P<place>\w+)/dense/kernel")
+REFUSED = (
+    *("use_rslora", "use_dora", "use_qalora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern"),
+    *("modules_to_save", "layer_replication", "target_parameters", "trainable_token_indices", "megatron_config"),
+    *("alora_invocation_tokens", "use_bdlora", "velora_config", "monteclora_config", "arrow_config", "kasa_config"),
+)
+"""Keys of adapter_config.json that make another computation of it, unless they are empty."""
+
+
+def export_lora(
+    directory: str | Path, backbone: Backbone, method: MethodConfig, added: Params, *, prefix: str = ""
+) -> None:
+    """Writes LoRA's matrices and their config.
+
+    Args:
+        directory: made where it does not exist.
+        backbone: that they are in.
+        method: how they were made.
+        added: the trained part inside the backbone, `params["embedded"][modality]`.
+        prefix: before the backbone's own names, where `peft` is to wrap a larger model around it ("bert." for
+            AutoModelForMaskedLM).
+
+    Raises:
+        ConfigError: the method is no LoRA, or a projection shares its tensor with others in the backbone's files.
+    """
+    if method.kind != "lora":
+        raise ConfigError(f"peft's layout is written for kind='lora', not for {method.kind!r}.")
+    modules, tensors = _modules(backbone), {}
+    flat = traverse_util.flatten_dict(added, sep="/")
+    for path in sorted(path for path in flat if path.endswith("/a")):
+        module = _known(modules, _kernel_of(path), backbone)
+        # torch's Linear keeps [out, in]: lora_A is [rank, in], lora_B [out, rank].
+        tensors[f"{ROOT}{prefix}{module}.lora_A.weight"] = transpose(np.asarray(flat[path], np.float32))
+        tensors[f"{ROOT}{prefix}{module}.lora_B.weight"] = transpose(np.asarray(flat[f"{path[:-1]}b"], np.float32))
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": backbone.spec,
+        "r": method.rank,
+        "lora_alpha": method.alpha,
+        "lora_dropout": method.dropout,
+        "bias": "none",
+        "target_modules": [name.removeprefix(ROOT).rsplit(".", 2)[0] for name in tensors if "lora_A" in name],
+        "inference_mode": True,
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def import_lora(directory: str | Path, backbone: Backbone) -> tuple[MethodConfig, Params]:
+    """Reads LoRA's matrices for a backbone: the method they are of, and the part that is trained.
+
+    Names may begin as the backbone's own or, as those of larger models do, with its family's prefix ("bert.").
+
+    Raises:
+        CheckpointError: a file is absent or unsound, or tensors are missing, further or misshapen: names all of them.
+        ConfigError: the config asks for something else than plain LoRA.
+    """
+    folder = Path(directory)
+    config = _read_config(folder / CONFIG)
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or not isinstance(alpha, int | float):
+        raise CheckpointError(f"{folder / CONFIG}: r={rank!r} and lora_alpha={alpha!r} must be numbers.")
+    kernels = {module: path for path, module in _modules(backbone).items()}
+    shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(backbone.params, sep="/").items()}
+    found, problems = {}, []
+    for name, tensor in _read_tensors(folder / WEIGHTS).items():
+        module, _, matrix = name.removeprefix(ROOT).removesuffix(".weight").rpartition(".")
+        kernel = kernels.get(module) or kernels.get(module.removeprefix(_prefix(backbone)))
+        if kernel is None or matrix not in ("lora_A", "lora_B") or not name.startswith(ROOT):
+            problems.append(f"tensor {name} {list(tensor.shape)} has no place in the backbone")
+            continue
+        wide, high = shapes[kernel]
+        expected = (rank, wide) if matrix == "lora_A" else (high, rank)
+        if tensor.shape != expected:
+            problems.append(f"tensor {name} {list(tensor.shape)} should be {list(expected)}")
+        found[_added(kernel, "a" if matrix == "lora_A" else "b")] = jnp.asarray(transpose(tensor))
+    other = {"a": "b", "b": "a"}
+    halves = [path for path in found if path[:-1] + other[path[-1]] not in found]
+    problems += [f"the other matrix of {path[:-2]} is missing" for path in halves]
+    places = {path: _place(_kernel_of(path)) for path in found}
+    targets, layers = sorted({place for place, _ in places.values()}), sorted({layer for _, layer in places.values()})
+    wanted = {path for path in shapes if PLACE.fullmatch(path) and _place(path) in _product(targets, layers)}
+    problems += [f"there is nothing for {path}" for path in sorted(wanted) if _added(path, "a") not in found]
+    if problems or not found:
+        raise CheckpointError(
+            f"{folder / WEIGHTS} does not fit the backbone {backbone.spec}: " + ("; ".join(problems) or "it is empty")
+        )
+    method = MethodConfig(
+        kind="lora",
+        targets=tuple(targets),
+        rank=rank,
+        alpha=float(alpha),
+        dropout=float(config.get("lora_dropout") or 0.0),
+        layers=() if len(layers) == backbone.sizes.depth else tuple(layers),
+    )
+    return method, traverse_util.unflatten_dict(found, sep="/")
+
+
+def _product(targets: list[str], layers: list[int]) -> set[tuple[str, int]]:
+    return {(target, layer) for target in targets for layer in layers}
+
+
+def _modules(backbone: Backbone) -> dict[str, str]:
+    """Path of a projection's kernel -> name of its module in the backbone's files."""
+    assert backbone.weight_map is not None
+    return {
+        weight.target: weight.sources[0].removesuffix(".weight")
+        for weight in backbone.weight_map.weights
+        if PLACE.fullmatch(weight.target) and len(weight.sources) == 1 and weight.convert is transpose
+    }
+
+
+def _known(modules: dict[str, str], kernel: str, backbone: Backbone) -> str:
+    if kernel not in modules:
+        raise ConfigError(f"{backbone.spec}: {kernel} shares its tensor with others: peft has no such LoRA.")
+    return modules[kernel]
+
+
+def _prefix(backbone: Backbone) -> str:
+    assert backbone.weight_map is not None
+    return backbone.weight_map.prefix
+
+
+def _kernel_of(path: str) -> str:
+    """The kernel beside which a matrix was added."""
+    return f"{path.rsplit('/', 2)[0]}/dense/kernel"
+
+
+def _added(kernel: str, matrix: str) -> str:
+    module = kernel.removesuffix("/dense/kernel")
+    return f"{module}/added_{module.rsplit('/', 1)[1]}/{matrix}"
+
+
+def _place(kernel: str) -> tuple[str, int]:
+    found = PLACE.fullmatch(kernel)
+    assert found is not None
+    assert found["place"] in PROJECTIONS
+    return found["place"], int(found["layer"])
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}): name a folder that peft wrote.") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise ConfigError(f"{path}: only peft_type 'LORA' is read.")
+    refused = [f"{key}={config[key]!r}" for key in REFUSED if config.get(key)]
+    if config.get("bias", "none") != "none":
+        refused.append(f"bias={config['bias']!r}")
+    if refused:
+        raise ConfigError(f"{path}: {', '.join(refused)} makes another computation than plain LoRA, which is not read.")
+    return config
+
+
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a sound safetensors file ({error}).") from error

@@ -1,0 +1,213 @@
+"""A backbone inside the step, with a method in it: raw inputs of a batch to pooled hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Array, Float, Num
+
+from mmrec_jax.adapters.config import ADDING, MethodConfig
+from mmrec_jax.adapters.embedded import EmbeddedMethod, join, split, start_of, trained_names, used_names
+from mmrec_jax.adapters.peft_files import import_lora
+from mmrec_jax.backbones.backbone import Backbone, load
+from mmrec_jax.backbones.config import ExtractionConfig, ModalityConfig, resolve_layers
+from mmrec_jax.backbones.encode import Head, PooledEncoder, check_head, model_for, pooled_states, tokens_of
+from mmrec_jax.backbones.image import ImagePreprocessor
+from mmrec_jax.backbones.video import VideoPreprocessor
+from mmrec_jax.errors import ConfigError
+from mmrec_jax.live.inputs import RawInputs, normalised
+from mmrec_jax.live.parts import Layout, RawBatch, layout_of
+from mmrec_jax.types import Params
+
+
+@dataclass(frozen=True, eq=False)
+class LiveBackbone:
+    """A modality whose hidden states are computed as they are needed.
+
+    Attributes:
+        name: of the modality.
+        method: what is trained inside.
+        backbone: with the method at its places; its `params` are the pretrained ones, of which those of `trained` are
+            what training begins with.
+        head: what is kept of its states.
+        trained: '/'-joined names of the parameters that are trained.
+        given: what training begins with, where a method that adds modules does not begin with fresh ones.
+        encoder: the whole catalogue's states.
+    """
+
+    name: str
+    method: MethodConfig
+    backbone: Backbone
+    head: Head
+    trained: frozenset[str]
+    encoder: PooledEncoder = field(repr=False)
+    given: Params | None = field(default=None, repr=False)
+
+    @property
+    def frozen(self) -> Params:
+        """The backbone's parameters that are not trained."""
+        return split(self.backbone.params, self.trained)[1]
+
+    @property
+    def start(self) -> Params:
+        """What training begins with: weights of the backbone, or modules trained before; nothing for fresh ones."""
+        return self.given if self.given is not None else start_of(self.backbone.params, self.trained)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Width of a state, and the number of layers that are kept."""
+        return self.backbone.sizes.width, len(self.head.layers)
+
+    def init(self, rng: Array, start: Params) -> Params:
+        """What is trained, as it begins: fresh modules, or `start`."""
+        if self.method.kind not in ADDING or self.given is not None:
+            return jax.tree.map(jnp.asarray, start)
+        example = self.backbone.example
+
+        @jax.jit  # what the modules do not need is not computed
+        def added(key: Array) -> Params:
+            return split(self.backbone.model.init(key, example)["params"], self.trained)[0]
+
+        return added(rng)
+
+    def states(
+        self, trained: Params, frozen: Params, batch: RawBatch, rng: Array | None = None
+    ) -> tuple[Float[Array, "item width"], ...]:
+        """Pooled states of a batch's items, one array a layer; zeros for absent items.
+
+        Args:
+            trained: parameters that are trained.
+            frozen: the others.
+            batch: the items' inputs.
+            rng: key of dropout; none where it is off.
+        """
+        params = join(trained, frozen)
+        keys = [None if rng is None else jax.random.fold_in(rng, n) for n in range(len(batch.parts))]
+        vectors = [self._encoded(params, part, key) for part, key in zip(batch.parts, keys, strict=True)]
+        width, layers = self.shape
+        every = jnp.concatenate(vectors) if vectors else jnp.zeros((1, layers, width))
+        chosen = jnp.where(batch.present[:, None, None], every[batch.places], 0.0)
+        return tuple(chosen[:, layer] for layer in range(layers))
+
+    def _encoded(self, params: Params, part: Any, key: Array | None) -> Float[Array, "vector layer width"]:
+        """States of one block of rows, in lots of `chunk` rows where the method has that."""
+        rows, chunk = jax.tree.leaves(part)[0].shape[0], self.method.chunk
+
+        def encoded(params, block, key):
+            rngs = None if key is None else {"dropout": key}
+            inputs = self._on_device(block)
+            (states,) = pooled_states(
+                model_for(self.backbone, [self.head]), (self.head,), tokens_of(self.backbone), params, inputs, rngs
+            )
+            return states
+
+        if not chunk or rows <= chunk:
+            return encoded(params, part, key)
+        blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk, *leaf.shape[1:]), part)
+        keys = None if key is None else jax.random.split(key, rows // chunk)
+        states = jax.lax.map(jax.checkpoint(lambda lot: encoded(params, *lot)), (blocks, keys))
+        return states.reshape(-1, *states.shape[2:])
+
+    def _on_device(self, block: Any) -> Any:
+        """Pixels as the encoder takes them."""
+        preprocess = self.backbone.preprocess
+        if isinstance(preprocess, ImagePreprocessor):
+            return _normalised(preprocess, block[:, 0])
+        return _normalised(preprocess.image, block) if isinstance(preprocess, VideoPreprocessor) else block
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows of several texts are made: a prompt would need to be in each text."""
+        return bool(getattr(self.backbone.model, "packs", False)) and self.method.kind != "prompt"
+
+    def layout(self, inputs: RawInputs, multiple: int = 4) -> Layout:
+        """How a batch's items become parts."""
+        return layout_of(inputs, self.backbone.preprocess, self.packs, self.method.chunk or multiple)
+
+    def encode(self, trained: Params, frozen: Params, inputs: RawInputs) -> list[Num[np.ndarray, "row width"]]:
+        """States of a whole catalogue with the given parameters, one array a layer; zeros for absent items."""
+        rows = np.flatnonzero(inputs.present)
+        (found,) = self.encoder(
+            (normalised(self.backbone.preprocess, inputs[int(row)]) for row in rows), join(trained, frozen)
+        )
+        width, layers = self.shape
+        states = np.zeros((layers, len(inputs.present), width), np.float32)
+        states[:, rows] = found.swapaxes(0, 1)
+        return list(states)
+
+
+def _normalised(preprocess: ImagePreprocessor, pixels: Array) -> Float[Array, "*axes channel"]:
+    scaled = pixels.astype(jnp.float32) * preprocess.scale
+    return (scaled - jnp.asarray(preprocess.mean, jnp.float32)) / jnp.asarray(preprocess.std, jnp.float32)
+
+
+def live_backbone(
+    name: str,
+    modality: ModalityConfig,
+    method: MethodConfig,
+    extraction: ExtractionConfig,
+    mirrors: Mapping[str, str] | None = None,
+) -> LiveBackbone:
+    """Loads a modality's backbone with a method inside.
+
+    Args:
+        name: of the modality.
+        modality: its backbone, layers and pooling.
+        method: what is trained inside.
+        extraction: rows that are encoded at once where the whole catalogue is.
+        mirrors: backbone as named in a modality -> where its files are on this machine.
+
+    Raises:
+        BackboneError: the backbone cannot be loaded.
+        CheckpointError: what the method is to begin with cannot be read, or does not fit.
+        ConfigError: layers, pooling or the method do not fit it.
+    """
+    where = f"methods.{name}"
+    backbone = load(
+        (mirrors or {}).get(modality.backbone, modality.backbone),
+        kind=modality.kind,
+        revision=modality.revision,
+        max_tokens=modality.max_tokens if modality.kind == "text" else 0,
+        max_seconds=modality.max_seconds,
+        frames=modality.frames,
+        method=EmbeddedMethod(method),
+        dtype=modality.compute_dtype,
+        remat=method.remat,
+    )
+    layers = resolve_layers(modality.layers, backbone.sizes.depth, f"modality {name}")
+    head = Head(layers, modality.pooling, modality.frame_pooling)
+    check_head(backbone, head)
+    trained = _trained(backbone, method, head, where)
+    size = extraction.batch(modality.kind, jax.default_backend())
+    encoder = PooledEncoder(backbone, [head], size, packs=method.kind != "prompt")
+    given = _given(backbone, method, trained, where) if method.start else None
+    return LiveBackbone(name, method, backbone, head, frozenset(trained), encoder, given)
+
+
+def _given(backbone: Backbone, method: MethodConfig, trained: set[str], where: str) -> Params:
+    """LoRA's matrices from a folder of peft's, which must be of the method that the config says."""
+    found, added = import_lora(method.start, backbone)
+    asked = replace(method, dropout=0.0, chunk=0, remat=False, start="")
+    said = replace(found, dropout=0.0, targets=tuple(sorted(found.targets)))
+    if replace(asked, targets=tuple(sorted(asked.targets))) != said:
+        raise ConfigError(
+            f"{where}: start={method.start!r} holds LoRA of other settings: set targets={found.targets}, "
+            f"rank={found.rank}, alpha={found.alpha}, layers={found.layers}."
+        )
+    if beyond := set(traverse_util.flatten_dict(added, sep="/")) - trained:
+        raise ConfigError(f"{where}: start={method.start!r} has {min(beyond)}, which no state that is read depends on.")
+    return added
+
+
+def _trained(backbone: Backbone, method: MethodConfig, head: Head, where: str) -> set[str]:
+    example, model = backbone.example, backbone.model
+    shapes = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
+    pretrained = set(traverse_util.flatten_dict(backbone.params, sep="/"))
+    used = used_names(model, shapes, example, head.layers)
+    return trained_names(method, backbone.sizes.depth, used & pretrained, used, where)

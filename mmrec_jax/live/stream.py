@@ -1,0 +1,90 @@
+"""Training batches with the raw inputs of their items, in shapes that are known before the first step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from mmrec_jax.data.batches import TrainingStream
+from mmrec_jax.live.catalogue import LiveBackbones, LiveCatalogue
+from mmrec_jax.live.parts import Layout, Sizes
+from mmrec_jax.types import SequenceBatch
+
+_TRIED = 2000  # batches that the sizes of parts are taken from, about two seconds
+_ROOM = 1.15  # of what those need, where others may come
+
+
+class LiveStream:
+    """A stream whose batches have `media`: for each size of the inner stream's batches, parts of one size.
+
+    A batch that does not fit (where not all could be tried) gets parts of its own size; the step is then compiled
+    for it, and says so.
+    """
+
+    def __init__(self, stream: TrainingStream, backbones: LiveBackbones, catalogue: LiveCatalogue):
+        """Tries the stream's batches; its position stays as it is."""
+        self._stream = stream
+        self._layouts: dict[str, Layout] = {
+            name: part.layout(catalogue.inputs[name]) for name, part in backbones.backbones.items()
+        }
+        self._most = self._needs()
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of batches that make one epoch."""
+        return self._stream.batches_per_epoch
+
+    def __next__(self) -> SequenceBatch:
+        """The next batch with its inputs."""
+        return self._with_media(next(self._stream))
+
+    def get_state(self) -> dict:
+        """The position of the inner stream."""
+        return self._stream.get_state()
+
+    def set_state(self, state: dict) -> None:
+        """Goes to a position."""
+        self._stream.set_state(state)
+
+    def warmup_batches(self) -> list[SequenceBatch]:
+        """A batch of padding of each size."""
+        return [self._with_media(batch) for batch in self._stream.warmup_batches()]
+
+    def close(self) -> None:
+        """Ends the reading ahead."""
+        self._stream.close()
+
+    def _needs(self) -> dict[str, dict[tuple[int, int], Sizes]]:
+        """Modality -> size of a batch -> what such batches need at most."""
+        sizes = self._stream.sizes()
+        found: dict[str, dict] = {name: {size: [] for size in sizes} for name in self._layouts}
+        batches, every = self._stream.sample(_TRIED)
+        for batch in batches:
+            for name, layout in self._layouts.items():
+                found[name][_size(batch)].append(layout.needed(_rows(batch)))
+        room = 1.0 if every else _ROOM
+        needs: dict[str, dict[tuple[int, int], Sizes]] = {name: {} for name in self._layouts}
+        for name, of_size in found.items():
+            largest = np.max([need for tried in of_size.values() for need in tried], axis=0)
+            for size, tried in of_size.items():
+                most = np.max(tried, axis=0) if tried else largest
+                needs[name][size] = tuple(int(np.ceil(room * count)) for count in most)
+        return needs
+
+    def _with_media(self, batch: SequenceBatch) -> SequenceBatch:
+        rows, media = _rows(batch), {}
+        for name, layout in self._layouts.items():
+            most, needed = self._most[name][_size(batch)], layout.needed(rows)
+            if any(np.greater(needed, most)):
+                most = tuple(np.maximum(needed, most).tolist())
+            media[name] = layout.batch(rows, layout.sizes(most))
+        return replace(batch, media=media)
+
+
+def _size(batch: SequenceBatch) -> tuple[int, int]:
+    return batch.items.shape[0], batch.steps.shape[0]
+
+
+def _rows(batch: SequenceBatch) -> np.ndarray:
+    return np.asarray(batch.items)

@@ -1,0 +1,211 @@
+"""`--mode=compare`: one command from configs to a table, and what it refuses before anything runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import polars as pl
+import pytest
+
+from mmrec_jax.evaluation.metrics import metrics
+from mmrec_jax.evaluation.ranking import MISS
+from mmrec_jax.training import load_params
+from mmrec_jax.training.trees import named_leaves
+from tests.comparison.conftest import PLAIN
+from tests.tiny_dataset import ITEMS, USERS
+
+STAGED = """
+config.plan = 'staged'
+config.stages = (('words',), ('words', 'picture'))
+config.settings = (*config.settings, 'training.learning_rate=1e-30')
+config.runs.shop = run(both)
+config.runs.again = run(both, stages=(('words',), ('words',)), warm_start=False)
+"""
+
+
+def content(workdir):
+    return json.loads((workdir / "comparison.json").read_text())
+
+
+def one_line(text):
+    return " ".join(text.split())
+
+
+def test_the_table_holds_the_means_over_seeds_of_the_runs_own_results(plain):
+    found = content(plain)
+    assert (found["users"], found["items"], found["failed"]) == (USERS, ITEMS, {})
+    assert [row["name"] for row in found["rows"]] == ["words", "layers"]  # in the order of the file
+    for row in found["rows"]:
+        runs = [json.loads((plain / "runs" / row["name"] / f"seed_{seed}/results.json").read_text()) for seed in (0, 1)]
+        own = [run["models"][row["name"]] for run in runs]
+        for name in ("HR@5", "NDCG@5", "MRR@5"):
+            values = [result["test"]["metrics"][name] for result in own]
+            assert row["metrics"][name]["seeds"] == pytest.approx(values, abs=1e-12)
+            assert row["metrics"][name]["mean"] == pytest.approx(np.mean(values), abs=1e-12)
+        assert row["cost"]["parameters"] == own[0]["training"]["parameters"]
+        assert row["cost"]["seconds_per_epoch"] == np.mean([r["training"]["seconds_per_epoch"] for r in own])
+    words, layers = found["rows"]
+    assert (words["reference"], layers["reference"]) == ("layers", None)
+    difference = words["differences"]["NDCG@5"]
+    assert difference["mean"] == pytest.approx(words["metrics"]["NDCG@5"]["mean"] - layers["metrics"]["NDCG@5"]["mean"])
+    assert difference["low"] <= difference["mean"] <= difference["high"]
+    # More layers are more parameters, all of 10%; time and memory are as they happen to be.
+    assert words["cost"]["parameters"] > layers["cost"]["parameters"]
+    assert 0 <= layers["tpme"] <= 0.9
+    assert 0.1 <= words["tpme"] <= 1
+
+
+def test_the_same_is_written_for_people_and_for_programs(plain):
+    page = (plain / "comparison.md").read_text()
+    assert f"{USERS} users, {ITEMS} items" in page
+    assert "| layers | 2 |" in page
+    records = list(csv.DictReader((plain / "comparison.csv").read_text().splitlines()))
+    assert [record["name"] for record in records] == ["words", "layers"]
+    assert float(records[0]["NDCG@5"]) == content(plain)["rows"][0]["metrics"]["NDCG@5"]["mean"]
+    assert (plain / "comparison.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_runs_share_prepared_data_and_one_store_with_the_layers_of_all(plain):
+    from mmrec_jax.store import HiddenStateStore
+
+    assert sorted(path.name for path in plain.glob("store*")) == ["store"]
+    assert HiddenStateStore.open(plain / "store").modalities["words"].layers == (0, 1, 2, 3)
+    assert len(list((plain / "data").glob("*/manifest.json"))) == 1
+    made = {path.name for path in (plain / "runs/words/seed_0").iterdir()}
+    assert {"results.json", "log.txt", "checkpoints", "ranks_test.parquet"} <= made
+    assert not {"data", "store"} & made
+
+
+def test_a_finished_comparison_called_again_trains_nothing(plain, compared, begun, tmp_path):
+    workdir = shutil.copytree(plain, tmp_path / "copied")
+    _, code, out, _ = compared(PLAIN, workdir=workdir)
+    assert (code, begun) == (0, [])
+    assert "4 of them were finished before" in out
+    assert content(workdir)["rows"] == content(plain)["rows"]
+
+
+def test_a_stopped_comparison_goes_on_and_another_seed_is_added(plain, compared, begun, tmp_path):
+    workdir = shutil.copytree(plain, tmp_path / "copied")
+    (workdir / "runs/layers/seed_1/results.json").unlink()
+    _, code, _, err = compared(PLAIN, "--seeds=0,1,2", workdir=workdir)
+    assert code == 0, err
+    assert begun == ["layers, seed 1", "words, seed 2", "layers, seed 2"]
+    assert [row["seeds"] for row in content(workdir)["rows"]] == [[0, 1, 2], [0, 1, 2]]
+
+
+def test_a_failed_run_is_reported_and_ends_no_other(compared):
+    workdir, code, out, err = compared(
+        "config.runs.broken = run(words, 'training.learning_rate=1e30')\nconfig.runs.words = run(words)"
+    )
+    assert code == 2
+    failure = content(workdir)["failed"]["broken, seed 0"]
+    assert "not finite" in failure["error"]
+    assert failure["log"] == str(workdir / "runs/broken/seed_0/log.txt")
+    assert "1/3 hidden states in" in out
+    assert "FAILED, see" in out
+    assert "broken, seed 0 (log: " in err
+    assert [(row["name"], row["differences"]) for row in content(workdir)["rows"]] == [("words", {})]
+    assert "- broken, seed 0:" in (workdir / "comparison.md").read_text()
+
+
+def test_a_stage_begins_with_the_parameters_of_the_one_before(compared, begun):
+    workdir, code, out, err = compared(STAGED)
+    assert code == 0, err
+    assert begun[1:] == ["shop 1: words, seed 0", "shop 2: +picture, seed 0", "again 1: words, seed 0",
+                         "again 2: the same again, seed 0"]  # fmt: skip
+    # With this learning rate parameters stay what they were, but for 1e-29.
+    stages = workdir / "runs/shop"
+    before, after = (named_leaves(load_params(stages / f"stage_{number}/seed_0")[0]) for number in (1, 2))
+    assert before.keys() < after.keys()
+    for name, value in before.items():
+        np.testing.assert_allclose(after[name], value, rtol=0, atol=1e-28, err_msg=name)
+    assert json.loads((stages / "stage_2/seed_0/warm_start.json").read_text())["from"] == str(stages / "stage_1/seed_0")
+    assert not (workdir / "runs/again/stage_2/seed_0/warm_start.json").exists()
+    rows = content(workdir)["rows"]
+    assert [row["reference"] for row in rows] == [None, "shop 1: words", None, "again 1: words"]
+    # Without a warm start the same seed begins with the same parameters, so the second of these stages is the first.
+    assert {value["mean"] for value in rows[3]["differences"].values()} == {0}
+    assert "the stage before" in one_line(out)
+
+
+def test_metrics_are_computed_from_the_ranks_whatever_cut_offs_the_runs_had(compared, plain, tmp_path):
+    workdir = shutil.copytree(plain, tmp_path / "copied")
+    assert compared(PLAIN, "--config.ks=(3,)", workdir=workdir)[1] == 0
+    ranks = pl.read_parquet(workdir / "runs/words/seed_1/ranks_test.parquet")["rank"].fill_null(MISS).to_numpy()
+    assert content(workdir)["rows"][0]["metrics"]["HR@3"]["seeds"][1] == metrics(ranks, (3,))["HR@3"]
+
+
+@pytest.mark.parametrize(
+    ("body", "flags", "messages"),
+    [
+        ("", (), ["runs: there is none to compare"]),
+        (PLAIN, ("--baseline=other",), ["baseline='other': choose one of words, layers"]),
+        (PLAIN, ("--config.seeds=()",), ["name at least one, such as 0,1,2"]),
+        (PLAIN, ("--seeds=1,1",), ["each may occur once"]),
+        (PLAIN, ("--seeds=one",), ["--seeds=one: write whole numbers"]),
+        (PLAIN, ("--jobs=0",), ["jobs=0: must be 1 or more"]),
+        (PLAIN, ("--config.plan=stages",), ["plan='stages': choose one of plain, staged"]),
+        (PLAIN, ("--config.plan=staged",), ["baseline: a staged plan", "runs.words: has no stages"]),
+        (PLAIN + "config.seed = 3", (), ["the comparison: unknown key seed. Did you mean seeds?"]),
+        ("config.runs.a = run('gone.py')\nconfig.runs.b = run(words, 'training.epoch=1')", (),
+         ["runs.a: --config=", "gone.py: there is no such file", "runs.b: --config.training.epoch: the config has no"]),
+        ("config.runs.a = run(words, 'quick')", (), ["runs.a: 'quick' is no setting: write KEY=VALUE"]),
+        ("config.runs.a = run(words, modalities=('sound',))", (), ["modality sound is not in its config, which has"]),
+        ("config.runs['a b'] = run(words)", (), ["'a b' is no name of a folder"]),
+        ("config.runs.a = 'words.py'", (), ["runs.a: write run('FILE.py', ...)"]),
+        (PLAIN, ("--config.ks=(31,)",), ["k = 31 is larger than the catalogue of 30 items"]),
+        (STAGED.replace("('words', 'picture')", "('picture',)"), (), ["may only add modalities"]),
+    ],
+)  # fmt: skip
+def test_mistakes_are_found_before_anything_runs(compared, begun, body, flags, messages):
+    _, code, _, err = compared(body, *flags)
+    assert code == 2
+    assert [message for message in messages if message not in one_line(err)] == []
+    assert "Traceback" not in err
+    assert begun == []
+
+
+def test_methods_with_other_users_or_items_are_refused(compared, begun):
+    _, code, _, err = compared(
+        "config.runs.a = run(words)\n"
+        "config.runs.b = run(words, 'data.split=temporal', 'data.valid_fraction=0.3', 'data.test_fraction=0.3')"
+    )
+    assert (code, begun) == (2, [])
+    assert "a and b are evaluated on other examples" in err
+    assert "held-out items: " in err  # the last event of each user, and the first of the last 30%
+
+
+def test_a_modality_made_in_another_way_gets_a_store_of_its_own(compared, begun):
+    body = "config.runs.a = run(words)\nconfig.runs.b = run(words, 'modalities.words.pooling=cls')"
+    workdir, code, _, err = compared(body)
+    assert code == 0, err
+    assert begun[:2] == [f"hidden states in {workdir / 'store'}", f"hidden states in {workdir / 'store_2'}"]
+    _, code, _, err = compared(body + f"\nconfig.settings = (*config.settings, 'store={workdir / 'store'}')")
+    assert (code, "b: the hidden-state store" in err) == (2, True)
+
+
+def test_a_run_that_was_trained_longer_is_not_what_is_compared(compared, plain, begun, tmp_path):
+    workdir = shutil.copytree(plain, tmp_path / "copied")
+    _, code, _, err = compared(PLAIN + "config.settings = (*config.settings, 'training.epochs=2')", workdir=workdir)
+    assert (code, begun) == (2, [])
+    assert "training.epochs: 1 there, 2 now" in err
+
+
+def test_a_comparison_and_a_run_are_told_apart(cli, compared, tmp_path):
+    from tests.tiny_run import CONFIG, ROOT
+
+    code, _, err = cli(["mmrec_jax", f"--config={ROOT}/configs/compare.py"])
+    assert (code, "add --mode=compare" in err) == (2, True)
+    code, _, err = cli(["mmrec_jax", "--mode=compare", f"--config={ROOT}/configs/crossan.py"])
+    assert (code, "crossan is the config of one run" in err) == (2, True)
+    code, _, err = cli(["mmrec_jax", "--mode=compare"])
+    assert (code, "needs either --config" in err) == (2, True)
+    code, _, err = cli(["mmrec_jax", "--mode=compare", f"--configs={CONFIG}:x,{CONFIG}:y"])
+    assert (code, "both named 'shop'" in err) == (2, True)
+    code, _, err = cli(["mmrec_jax", "--mode=compare", f"--configs={ROOT}/configs/compare.py"])
+    assert (code, "is a comparison itself" in err) == (2, True)
+    code, _, err = compared(f"config.runs.a = run('{ROOT}/configs/compare.py')")[1:]
+    assert (code, "runs.a: its config is a comparison" in err) == (2, True)

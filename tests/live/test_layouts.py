@@ -1,0 +1,61 @@
+"""Raw inputs of a batch in parts: every item is found where it is said to be, in shapes that were chosen before."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmrec_jax.backbones.family import Tokens
+from mmrec_jax.backbones.packing import LEAST
+from mmrec_jax.live.inputs import RawInputs
+from mmrec_jax.live.parts import ByLength, Layout, Packed, RawBatch
+
+LENGTHS = [0, 3, 17, 64, 9, 0, 70, 90, 12, 5, 33]
+
+
+def ragged(lengths: list[int]) -> RawInputs:
+    starts = np.cumsum([0, *lengths])
+    return RawInputs(np.arange(1, starts[-1] + 1, dtype=np.int32), starts, np.asarray(lengths) > 0, ())
+
+
+def text_at(batch: RawBatch, place: int, width: int) -> list[int]:
+    """The tokens whose vector is at a place among those of all parts."""
+    for part in batch.parts:
+        assert isinstance(part, Tokens)
+        slots = width // LEAST if part.texts is not None else 1
+        if place < len(part.ids) * slots:
+            row, text = divmod(place, slots)
+            mask = part.mask[row] if part.texts is None else part.texts[row] == text + 1
+            return part.ids[row][mask].tolist()
+        place -= len(part.ids) * slots
+    raise AssertionError("no part has this place")
+
+
+class NoPreprocessing:
+    """Neither sound nor pixels."""
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_every_item_lies_where_it_is_said_to_and_absent_ones_nowhere(packed: bool, monkeypatch) -> None:
+    inputs = ragged(LENGTHS)
+    monkeypatch.setattr("mmrec_jax.live.parts.TextPreprocessor", NoPreprocessing)
+    layout: Layout = Packed(inputs, 64, 96, 2) if packed else ByLength(inputs, NoPreprocessing(), (16, 64, 96), 2)
+    batches = [np.asarray(rows) for rows in ([0, 1, 2, 3, 4, 6, 7], [0, 10, 9, 8, 7, 5, 0, 0], [0, 0])]
+    most = tuple(np.max([layout.needed(rows) for rows in batches], axis=0).tolist())
+    shapes = set()
+    for rows in batches:
+        batch = layout.batch(rows, layout.sizes(most))
+        shapes.add(str([part.ids.shape for part in batch.parts]))
+        np.testing.assert_array_equal(batch.present, np.asarray(LENGTHS)[rows] > 0)
+        for row, place, present in zip(rows, batch.places, batch.present, strict=True):
+            if present:
+                assert text_at(batch, int(place), 64) == inputs[row].tolist()
+        assert len(set(batch.places[batch.present])) == batch.present.sum()
+    assert len(shapes) == 1
+    assert all(count % 2 == 0 for count in layout.sizes(most))
+
+
+def test_longer_parts_take_shorter_items_before_more_rows_are_made() -> None:
+    layout = ByLength(ragged([0, 5, 5, 5, 20]), NoPreprocessing(), (8, 24), 2)
+    assert layout.needed(np.arange(5)) == (4, 1)
+    assert layout.sizes((4, 1)) == (2, 2)

@@ -1,0 +1,206 @@
+"""Backbones in the step: the same model as with cached states, trained, evaluated and served like any other."""
+
+from __future__ import annotations
+
+import runpy
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from safetensors.numpy import load_file, save_file
+
+from mmrec_jax import Recommender, experiment, modes
+from mmrec_jax.adapters.peft_files import export_lora
+from mmrec_jax.config import method, resolve
+from mmrec_jax.errors import CheckpointError, ConfigError
+from mmrec_jax.modes.run import Run, open_run
+from mmrec_jax.training import load_params
+from mmrec_jax.training.manifest import describe
+from mmrec_jax.training.step import seed_keys
+from mmrec_jax.training.trees import named_leaves
+from tests.tiny_dataset import NO_PICTURE
+from tests.tiny_run import CONFIG, kept_programs
+
+METHODS = {"words": {"kind": "lora", "rank": 2, "dropout": 0.1}, "picture": {"kind": "houlsby", "bottleneck": 4}}
+
+
+def config_of(shop: Path, methods: dict | None = None, only: str = ""):
+    config = runpy.run_path(str(CONFIG))["get_config"](f"{shop}{only and ','}{only}")
+    for name, settings in (methods or {}).items():
+        config.methods[name] = method(**settings)
+    config.baselines = ()
+    config.training.epochs = 2
+    config.training.compilation_cache_dir = "off"  # `kept_programs` has set it up
+    return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs(compiled):
+    with kept_programs(compiled):
+        yield
+
+
+@pytest.fixture(scope="module")
+def live(shop, programs, tmp_path_factory) -> Run:
+    """A finished run of side adapters over two live backbones with methods in them."""
+    run = open_run(config_of(shop, METHODS), tmp_path_factory.mktemp("live") / "run", trains=True)
+    before = {name: jax.tree.map(np.array, tree) for name, tree in run.frozen.live.backbones.items()}
+    modes.train(run)
+    for name, tree in before.items():
+        jax.tree.map(np.testing.assert_array_equal, run.frozen.live.backbones[name], tree)
+    return run
+
+
+def loss_and_gradients(run: Run, params, key):
+    """Of the first training batch."""
+    stream = experiment.training_stream(run.config, run.data, run.live, run.live_catalogue)
+    batch = next(stream)
+    stream.close()
+    frozen, task = jax.device_put(run.frozen), run.task
+    inputs = task.inputs(frozen, batch, key)
+    return jax.jit(jax.value_and_grad(lambda p: task.loss(p, frozen, inputs, key)[0]))(params)
+
+
+def test_a_checkpoint_holds_what_is_trained_and_nothing_else(live: Run) -> None:
+    params, manifest = load_params(live.workdir)
+    assert set(params) == {"items", "users", "embedded"}
+    names = named_leaves(params["embedded"])
+    assert all("/added_" in name for name in names)
+    assert {name.rsplit("/", 1)[1] for name in names if name.startswith("words")} == {"a", "b"}
+    started = named_leaves(live.task.init(seed_keys(live.config.training.seed)[0], live.frozen)["embedded"])
+    assert started.keys() == names.keys()
+    for name, leaf in names.items():
+        assert np.abs(leaf - started[name]).max() > 0, name
+    for name, part in live.live.backbones.items():
+        described = manifest["run"]["modalities"][name]
+        assert described["weights_sha256"] == part.backbone.weights_sha256
+        assert described["method"]["kind"] == METHODS[name]["kind"]
+
+
+def test_a_finished_run_recommends_explains_and_takes_new_items(live: Run, shop: Path) -> None:
+    recommender = Recommender.load(live.workdir)
+    listed = recommender.recommend(users=["u01", "u02"], k=3)
+    assert listed.height == 6
+    vectors = recommender.embed_items()
+    title, about = live.data.catalogue.filter(live.data.catalogue["item"] == "i05").select("title", "about").row(0)
+    record = {"item": "twin", "title": title, "about": about, "picture": "pictures/i05.png"}
+    assert recommender.add_items([record, {**record, "item": "bare", "picture": ""}], shop / "data") == ["twin", "bare"]
+    # the same inputs in another batch: float32 in another order
+    np.testing.assert_allclose(
+        recommender.embed_items(["twin"])[0], recommender.embed_items(["i05"])[0], rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_array_equal(recommender.embed_items()[: len(vectors)], vectors)
+    told = recommender.explain(["bare", NO_PICTURE, "twin"])
+    weights = dict(zip(zip(told["item"], told["modality"], strict=True), told["weight"], strict=True))
+    assert weights["bare", "picture"] == weights[NO_PICTURE, "picture"] == 0
+    assert weights["twin", "picture"] > 0
+
+
+def test_another_backbone_is_an_error_that_names_it(live: Run, shop: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(shop / "bert", tmp_path / "bert")
+    weights = load_file(other / "model.safetensors")
+    save_file({name: 1.5 * tensor for name, tensor in weights.items()}, other / "model.safetensors")
+    config = config_of(shop, METHODS)
+    config.modalities.words.backbone = str(other)
+    with pytest.raises(CheckpointError, match=r"modalities\.words\.weights_sha256"):
+        open_run(config, live.workdir).parameters()
+
+
+@pytest.mark.parametrize("only", ["words", ""])
+def test_live_frozen_backbones_are_the_same_model_as_cached_states(only: str, shop: Path, tmp_path: Path) -> None:
+    key = jax.random.key(3)
+    cached = open_run(config_of(shop, only=only), tmp_path / "cached")
+    methods = {name: {"kind": "frozen"} for name in cached.config.modalities}
+    live = open_run(config_of(shop, methods, only), tmp_path / "live")
+    params = cached.task.init(jax.random.key(0), cached.frozen)
+    shapes = jax.eval_shape(live.task.init, jax.random.key(0), live.frozen)
+    assert describe(params) == describe(shapes)
+    expected, theirs = loss_and_gradients(cached, params, key)
+    loss, ours = loss_and_gradients(live, params, key)
+    # The backbone's states in other batches and another program: float32 rounding, carried through the model.
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    for name, gradient in named_leaves(ours).items():
+        wanted = named_leaves(theirs)[name]
+        scale = max(float(jnp.abs(wanted).max()), 1e-4)
+        np.testing.assert_allclose(gradient, wanted, atol=2e-4 * scale, rtol=0, err_msg=name)
+    table, stored = live.task.computed(params, live.frozen).states, cached.table
+    for name, layers in table.values.items():
+        for layer, state in enumerate(layers):
+            np.testing.assert_allclose(state, stored.values[name][layer], atol=1e-5)
+        np.testing.assert_array_equal(table.present[name], stored.present[name])
+
+
+def test_chunks_and_rematerialisation_change_memory_and_not_the_gradient(shop: Path, tmp_path: Path) -> None:
+    key, found = jax.random.key(1), []
+    for more in ({}, {"remat": True, "chunk": 2}):
+        settings = {"words": {"kind": "lora", "rank": 2, "targets": ("query", "up"), **more}}
+        run = open_run(config_of(shop, settings, "words"), tmp_path / "run")
+        params = run.task.init(jax.random.key(0), run.frozen)
+        params["embedded"] = jax.tree.map(lambda leaf: leaf + 0.05, params["embedded"])
+        found.append(loss_and_gradients(run, params, key))
+    (loss, gradients), (other_loss, others) = found
+    np.testing.assert_allclose(loss, other_loss, rtol=1e-5)
+    for name, gradient in named_leaves(gradients["embedded"]).items():
+        scale = float(jnp.abs(gradient).max())
+        assert scale > 0, name
+        np.testing.assert_allclose(named_leaves(others["embedded"])[name], gradient, atol=1e-4 * scale, err_msg=name)
+
+
+def test_one_modality_may_be_live_and_another_cached(shop: Path, tmp_path: Path) -> None:
+    run = open_run(config_of(shop, {"words": {"kind": "bitfit"}}), tmp_path / "run")
+    assert set(run.store.modalities) == {"picture"}
+    assert list(run.present) == list(run.config.modalities)
+    params = run.task.init(jax.random.key(0), run.frozen)
+    own = traverse_util.flatten_dict(run.live.backbones["words"].backbone.params, sep="/")
+    for name, leaf in named_leaves(params["embedded"]["words"]).items():
+        np.testing.assert_array_equal(leaf, own[name])  # training begins with the pretrained weights
+        assert name.endswith("bias")
+        assert name not in named_leaves(run.frozen.live.backbones["words"])
+    _, gradients = loss_and_gradients(run, params, jax.random.key(0))
+    moved = [name for name, leaf in named_leaves(gradients["embedded"]).items() if jnp.abs(leaf).max() > 0]
+    assert len(moved) > 20
+
+
+def test_a_training_begins_with_lora_that_peft_may_have_written(live: Run, shop: Path, tmp_path: Path) -> None:
+    part, added = live.live.backbones["words"], live.parameters()["embedded"]["words"]
+    export_lora(tmp_path / "lora", part.backbone, part.method, added)
+    settings = {"words": {"kind": "lora", "rank": 2, "start": str(tmp_path / "lora")}}
+    run = open_run(config_of(shop, settings, "words"), tmp_path / "run")
+    begun = run.task.init(jax.random.key(0), run.frozen)["embedded"]["words"]
+    jax.tree.map(np.testing.assert_array_equal, begun, added)
+    settings["words"]["rank"] = 3
+    with pytest.raises(ConfigError, match=r"holds LoRA of other settings: set targets=.*, rank=2"):
+        experiment.load_live(resolve(config_of(shop, settings, "words")))
+
+
+def test_combinations_that_cannot_be_are_found_before_anything_is_loaded(shop: Path, tmp_path: Path) -> None:
+    def refused(message: str, methods: dict, **changes) -> None:
+        config = config_of(shop, methods)
+        for key, value in changes.items():
+            config.update_from_flattened_dict({key.replace("__", "."): value})
+        with pytest.raises(ConfigError, match=message):
+            resolve(config)
+
+    refused("methods names posters, which is no modality", {"posters": {"kind": "lora"}})
+    refused("objective.kind='full_softmax' scores items", {"words": {"kind": "lora"}}, objective__kind="full_softmax")
+    refused("methods.words: rank=0: must be at least 1", {"words": {"kind": "lora", "rank": 0}})
+    refused("methods.words: targets: quarry unknown", {"words": {"kind": "lora", "targets": ("quarry",)}})
+    config = config_of(shop, {"words": {"kind": "lora", "targets": ("gate",)}})
+    with pytest.raises(ConfigError, match=r"methods\.words: kind='lora': the backbone has no projection gate"):
+        open_run(config, tmp_path / "run").live  # noqa: B018 - it is loaded on the first use
+
+
+def test_raw_inputs_are_made_once(shop: Path, tmp_path: Path) -> None:
+    run = open_run(config_of(shop, {"picture": {"kind": "frozen"}}), tmp_path / "run")
+    inputs = run.live_catalogue.inputs["picture"]
+    assert inputs.values.dtype == np.uint8
+    (folder,) = (run.workdir / "inputs").iterdir()
+    stamp = (folder / "values.bin").stat().st_mtime_ns
+    again = replace(run)
+    np.testing.assert_array_equal(again.live_catalogue.inputs["picture"].values, inputs.values)
+    assert (folder / "values.bin").stat().st_mtime_ns == stamp
