@@ -53,8 +53,8 @@ def ab(first: Path, second: Path, workdir: Path, console: Console | None = None)
     evaluation = run_a.config.evaluation
     run_b = replace(run_b, config=replace(run_b.config, evaluation=evaluation))
     run_a.check()
-    if found := unpaired(held_out(run_a.data), held_out(run_b.data)):
-        raise EvaluationError(f"{first} and {second} cannot be compared user by user:\n  " + "\n  ".join(found))
+    if texts := unpaired(held_out(run_a.data), held_out(run_b.data)):
+        raise EvaluationError(f"{first} and {second} cannot be compared user by user:\n  " + "\n  ".join(texts))
     groups = _groups(run_a)
     a, b = _side(run_a), _side(run_b)
     content = {

@@ -169,10 +169,8 @@ def test_mistakes_are_found_before_anything_runs(compared, begun, body, flags, m
 
 
 def test_methods_with_other_users_or_items_are_refused(compared, begun):
-    _, code, _, err = compared(
-        "config.runs.a = run(words)\n"
-        "config.runs.b = run(words, 'data.split=temporal', 'data.valid_fraction=0.3', 'data.test_fraction=0.3')"
-    )
+    temporal = "'data.split=temporal', 'data.valid_fraction=0.3', 'data.test_fraction=0.3'"
+    _, code, _, err = compared(f"config.runs.a = run(words)\nconfig.runs.b = run(words, {temporal})")
     assert (code, begun) == (2, [])
     assert "a and b are evaluated on other examples" in err
     assert "held-out items: " in err  # the last event of each user, and the first of the last 30%

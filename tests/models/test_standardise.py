@@ -10,7 +10,7 @@ import pytest
 from mmrec_jax.adapters.standardise import FLOOR, Standardise
 from mmrec_jax.store.table import StateTable
 from mmrec_jax.systems.crossan import Crossan
-from mmrec_jax.training.sequential import ContentItems, SequentialFrozen
+from mmrec_jax.training.sequential import CatalogueItems, SequentialFrozen
 from tests.models.helpers import crossan, hidden
 
 NAMES = ("text", "image")
@@ -81,7 +81,7 @@ def test_the_whole_catalogue_but_the_padding_row_is_measured(items):
     padded = tuple(x.at[0].set(1e6) for x in states.values["text"])
     table = StateTable({"text": padded}, {}, {"text": jnp.arange(items + 1) > 0}, complete=True)
     module = Crossan(replace(crossan(["text"]).config, standardise=True))
-    params = ContentItems(module).init(jax.random.key(0), SequentialFrozen(table, jnp.zeros(items + 1)))
+    params = CatalogueItems(module).init(jax.random.key(0), SequentialFrozen(table, jnp.zeros(items + 1)))
     for k, layer in enumerate(padded):
         np.testing.assert_allclose(
             params["standardise"][f"text_{k}"]["mean"], np.asarray(layer)[1:].mean(0), rtol=1e-5, atol=1e-6
