@@ -35,6 +35,7 @@ def get_config(argument: str = ""):
     config.fusion.kind = "concat"
     config.model.length = 50
     config.model.window = "chunks"
+    config.model.standardise = True
     config.training.batch_size = 16
     config.scoring.similarity = "cosine"
     config.training.epochs = 25
