@@ -82,6 +82,8 @@ class RunConfig:
         if stray:
             raise ConfigError(f"model.bottlenecks names {', '.join(stray)}, which is no modality of this config.")
         self._check_methods()
+        if self.user.kind == "sasrec" and self.model.width % self.user.heads:
+            raise ConfigError(f"user.heads={self.user.heads} does not divide the width {self.model.width}.")
         if self.warm_start and not self.modalities:
             raise ConfigError("warm_start adds modalities to a finished model; an ID table has none.")
         if not re.fullmatch(rf"({'|'.join(VALIDATED)})@[1-9][0-9]*", self.training.monitor):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmrec_jax.config import RunConfig, to_json
+from mmrec_jax.config import SECTIONS, RunConfig, to_json
 from mmrec_jax.errors import MissingModalityError, UserError
 
 if TYPE_CHECKING:
@@ -284,7 +284,7 @@ def description(
         "modalities": modalities,
         "data": prepared.fingerprint,
         **{part: as_json[part] for part in parts},
-        "info": {"config": as_json},
+        "info": {"config": as_json, "defaults": {part: asdict(SECTIONS[part]()) for part in parts}},
     }
 
 

@@ -25,9 +25,11 @@ from absl import flags
 from absl import logging as absl_logging
 
 from mmrec_jax.config_files import config_path, define_config, parse_flags
-from mmrec_jax.errors import UserError
+from mmrec_jax.errors import ConfigError, UserError
 
 MODES = ("train", "extract", "evaluate", "recommend", "inspect", "compare", "ab")
+ONLY = {"compare": ("configs", "seeds", "baseline", "jobs"), "ab": ("a", "b")}
+"""Flags that would be passed over in silence by other modes, such as seeds that are not trained with."""
 MISTAKE, INTERRUPTED = 2, 130  # exit codes
 
 
@@ -94,6 +96,9 @@ def command(argv: Sequence[str]) -> int:
 def _run(values: flags.FlagValues, argv: Sequence[str]) -> None:
     from mmrec_jax import modes
 
+    for mode, names in ONLY.items():
+        if given := [name for name in names if mode != values.mode and values[name].present]:
+            raise ConfigError(f"--{given[0]} is read by --mode={mode} only, and the mode is {values.mode}.")
     if values.mode == "compare":
         modes.compare(
             values.config,

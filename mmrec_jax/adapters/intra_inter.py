@@ -88,7 +88,7 @@ class IntraInterTowers(nn.Module):
     def _intra(self, spec: TowerSpec, hidden: HiddenStates, head: Head) -> Float[Array, "item out"]:
         """``z_k = g_k H_k + (1 - g_k) s_{k-1}``, ``s_k = SANB_k(z_k)``, with ``s_{-1} = 0``."""
         states, made = hidden.values[spec.name], blocks(self, spec.name, spec.layers, spec.bottleneck, spec.width)
-        weights = self._weights(spec.name, (BACKBONE, f"from_{spec.name}"), spec.layers, None)
+        weights = self._weights(spec.name, (BACKBONE, f"from_{spec.name}"), spec.layers, None).astype(states[0].dtype)
         sources = states[:1] + tuple(weights[rung, 0] * states[rung] for rung in range(1, spec.layers))
         return tower(weights[0, 0], sources, weights[:, 1], made, head, self.config.activation, not hidden.trained)
 
@@ -106,8 +106,9 @@ class IntraInterTowers(nn.Module):
         sources = []
         for rung in range(count):
             states = [self._narrowed(spec, hidden.values[spec.name][rung - count], rung) for spec in config.modalities]
-            sources.append(gated_sum(weights[rung], tuple(states)))
-        return tower(jnp.ones(()), sources, jnp.ones(count), made, head, config.activation)
+            sources.append(gated_sum(weights[rung].astype(states[0].dtype), tuple(states)))
+        ones = jnp.ones(count, sources[0].dtype)
+        return tower(ones[0], sources, ones, made, head, config.activation)
 
     def _narrowed(self, spec: TowerSpec, states: Float[Array, "item wide"], rung: int) -> Float[Array, "item narrow"]:
         """States in the inter-modal tower's width."""

@@ -33,6 +33,9 @@ REFUSED = (
     *("alora_invocation_tokens", "use_bdlora", "velora_config", "monteclora_config", "arrow_config", "kasa_config"),
 )
 """Keys of adapter_config.json that make another computation of it, unless they are empty."""
+REFUSED_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Values of `init_lora_weights`, or their beginnings, by which `peft` takes something from the backbone's own weights:
+the matrices belong to the changed ones, which the folder does not hold."""
 
 
 def export_lora(
@@ -179,6 +182,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     refused = [f"{key}={config[key]!r}" for key in REFUSED if config.get(key)]
     if config.get("bias", "none") != "none":
         refused.append(f"bias={config['bias']!r}")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(REFUSED_STARTS):
+        refused.append(f"init_lora_weights={start!r}")
     if refused:
         raise ConfigError(f"{path}: {', '.join(refused)} makes another computation than plain LoRA, which is not read.")
     return config

@@ -158,7 +158,7 @@ def _paired(first: np.ndarray, second: np.ndarray, config: EvaluationConfig) -> 
         first,
         second,
         config.ks,
-        resamples=max(config.bootstrap, 1),
+        resamples=config.bootstrap or EvaluationConfig.bootstrap,
         confidence=config.confidence,
         seed=config.seed,
     )

@@ -121,8 +121,8 @@ def _kept(trials: Sequence[Trial], finished: Mapping[str, Any]) -> dict[str, lis
     seeds: dict[str, set[int]] = {}
     for tried in of_row.values():
         method = tried[0].variant.method
-        own = {trial.seed for trial in tried if trial.title in finished}
-        seeds[method] = (own & seeds.get(method, own)) or seeds.get(method, set())
+        if own := {trial.seed for trial in tried if trial.title in finished}:
+            seeds[method] = (own & seeds.get(method, own)) or seeds[method]
     kept = {
         name: [trial for trial in tried if trial.title in finished and trial.seed in seeds[trial.variant.method]]
         for name, tried in of_row.items()

@@ -13,7 +13,7 @@ from mmrec_jax.comparison.config import Comparison, Entry, is_comparison
 from mmrec_jax.config import RunConfig, resolve
 from mmrec_jax.config_files import load_config
 from mmrec_jax.errors import ConfigError
-from mmrec_jax.modes.workdir import check_same_run
+from mmrec_jax.modes.workdir import check_same_run, is_trained
 
 # Keys that a finished run may change, but not one that is compared: it would have been trained in two ways.
 _FIXED = ("training.epochs:", "training.patience:")
@@ -94,7 +94,8 @@ def trials(rows: Sequence[Variant], seeds: Sequence[int], workdir: Path) -> list
     """Every run, in the order to go through: seed by seed, so that a stopped comparison has some of everything.
 
     Raises:
-        ConfigError: a run's folder holds one that was trained with another config.
+        ConfigError: a run's folder holds one that was trained with another config, or that began with the parameters
+            of a run that is not there any more.
     """
     made: list[Trial] = []
     before: Trial | None = None
@@ -110,6 +111,11 @@ def trials(rows: Sequence[Variant], seeds: Sequence[int], workdir: Path) -> list
             before = Trial(variant, seed, config, folder / f"seed_{seed}", before)
             made.append(before)
     for trial in made:
+        if trial.after and is_trained(trial.workdir) and not is_trained(trial.after.workdir):
+            raise ConfigError(
+                f"{trial.workdir} began with the parameters of {trial.after.workdir}, which holds no checkpoint any "
+                f"more: remove {trial.workdir} as well, and both are trained anew."
+            )
         changed = [text for text in check_same_run(trial.config, trial.workdir) if text.startswith(_FIXED)]
         if changed:
             raise ConfigError(

@@ -81,8 +81,9 @@ def notes(comparison: Comparison, held: HeldOut) -> list[str]:
     lines = [
         f"{len(held.users):,} users, {len(held.candidates):,} items, full ranking, percent; in brackets {percent} over "
         f"users{' and seeds' if seeds > 1 else '; one seed, so the noise of training is not in them'}.",
-        "Differences are paired over users, in points. p is of the last difference, two-sided, adjusted for their "
-        f"number (Holm); * marks differences where it is below {1 - comparison.confidence:.2g}.",
+        "Differences are paired over users, in points. p is of the last difference, two-sided, adjusted for the "
+        f"number of rows (Holm), each metric for itself; * marks differences where it is below "
+        f"{1 - comparison.confidence:.2g}.",
         "s an epoch: median, without evaluation, compilation and warm-up. peak MiB: in an epoch with its evaluation, "
         "median, of the whole process or of its accelerator. Extraction of hidden states is in none of the costs.",
         "TPME = 0.45 time of an epoch + 0.10 parameters + 0.45 memory, each scaled to 0..1 over the rows; lower is "

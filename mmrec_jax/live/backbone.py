@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -152,7 +151,6 @@ def live_backbone(
     modality: ModalityConfig,
     method: MethodConfig,
     extraction: ExtractionConfig,
-    mirrors: Mapping[str, str] | None = None,
 ) -> LiveBackbone:
     """Loads a modality's backbone with a method inside.
 
@@ -161,7 +159,6 @@ def live_backbone(
         modality: its backbone, layers and pooling.
         method: what is trained inside.
         extraction: rows that are encoded at once where the whole catalogue is.
-        mirrors: backbone as named in a modality -> where its files are on this machine.
 
     Raises:
         BackboneError: the backbone cannot be loaded.
@@ -170,7 +167,7 @@ def live_backbone(
     """
     where = f"methods.{name}"
     backbone = load(
-        (mirrors or {}).get(modality.backbone, modality.backbone),
+        modality.backbone,
         kind=modality.kind,
         revision=modality.revision,
         max_tokens=modality.max_tokens if modality.kind == "text" else 0,

@@ -106,11 +106,20 @@ def prepare_inputs(
         unfinished.mkdir(parents=True, exist_ok=True)
         try:
             _write(modality, preprocess, catalogue, media_root, limits, unfinished, name)
-            shutil.rmtree(directory, ignore_errors=True)
-            unfinished.rename(directory)
+            _put(unfinished, directory)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     return open_inputs(directory)
+
+
+def _put(made: Path, directory: Path) -> None:
+    """Gives a whole preparation its name, unless another process was faster: others may have opened that one."""
+    try:
+        made.rename(directory)
+    except OSError:
+        if not (directory / "inputs.json").is_file():  # the rest of one that somebody has taken apart
+            shutil.rmtree(directory, ignore_errors=True)
+            made.rename(directory)
 
 
 def open_inputs(directory: Path) -> RawInputs:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from mmrec_jax.data.batches import TrainingStream
+from mmrec_jax.errors import ConfigError
 from mmrec_jax.live.catalogue import LiveBackbones, LiveCatalogue
 from mmrec_jax.live.parts import Layout, Sizes
 from mmrec_jax.types import SequenceBatch
@@ -23,12 +24,19 @@ class LiveStream:
     """
 
     def __init__(self, stream: TrainingStream, backbones: LiveBackbones, catalogue: LiveCatalogue):
-        """Tries the stream's batches; its position stays as it is."""
+        """Tries the stream's batches; its position stays as it is.
+
+        Raises:
+            ConfigError: no item has one of the modalities.
+        """
+        lacking = [name for name in backbones.backbones if not catalogue.inputs[name].present.any()]
+        if lacking:
+            raise ConfigError(f"methods.{lacking[0]}: no item has this modality: take it out of the config.")
         self._stream = stream
         self._layouts: dict[str, Layout] = {
             name: part.layout(catalogue.inputs[name]) for name, part in backbones.backbones.items()
         }
-        self._most = self._needs()
+        self._most, self._largest = self._needs()
 
     @property
     def batches_per_epoch(self) -> int:
@@ -55,8 +63,8 @@ class LiveStream:
         """Ends the reading ahead."""
         self._stream.close()
 
-    def _needs(self) -> dict[str, dict[tuple[int, int], Sizes]]:
-        """Modality -> size of a batch -> what such batches need at most."""
+    def _needs(self) -> tuple[dict[str, dict[tuple[int, int], Sizes]], dict[str, Sizes]]:
+        """Modality -> size of a batch -> what such batches need at most; modality -> what any batch needs at most."""
         sizes = self._stream.sizes()
         found: dict[str, dict] = {name: {size: [] for size in sizes} for name in self._layouts}
         batches, every = self._stream.sample(_TRIED)
@@ -64,18 +72,22 @@ class LiveStream:
             for name, layout in self._layouts.items():
                 found[name][_size(batch)].append(layout.needed(_rows(batch)))
         room = 1.0 if every else _ROOM
-        needs: dict[str, dict[tuple[int, int], Sizes]] = {name: {} for name in self._layouts}
-        for name, of_size in found.items():
-            largest = np.max([need for tried in of_size.values() for need in tried], axis=0)
-            for size, tried in of_size.items():
-                most = np.max(tried, axis=0) if tried else largest
-                needs[name][size] = tuple(int(np.ceil(room * count)) for count in most)
-        return needs
+
+        def most(tried: list[Sizes]) -> Sizes:
+            return tuple(int(np.ceil(room * count)) for count in np.max(tried, axis=0))
+
+        largest = {name: most([need for tried in of.values() for need in tried]) for name, of in found.items()}
+        needs = {
+            name: {size: most(tried) if tried else largest[name] for size, tried in of.items()}
+            for name, of in found.items()
+        }
+        return needs, largest
 
     def _with_media(self, batch: SequenceBatch) -> SequenceBatch:
         rows, media = _rows(batch), {}
         for name, layout in self._layouts.items():
-            most, needed = self._most[name][_size(batch)], layout.needed(rows)
+            # After the epochs that were foreseen, a batch may have a size of its own.
+            most, needed = self._most[name].get(_size(batch), self._largest[name]), layout.needed(rows)
             if any(np.greater(needed, most)):
                 most = tuple(np.maximum(needed, most).tolist())
             media[name] = layout.batch(rows, layout.sizes(most))

@@ -195,7 +195,7 @@ def _parameters(params: Mapping[str, Any], system: str | None) -> Table:
     sizes: dict[str, list[int]] = {}
     for name, leaf in named_leaves(params).items():
         sizes.setdefault("/".join(name.split("/")[:2]), []).append(leaf.size)
-    grid = Table(title=f"Trained parameters of system {system}")
+    grid = Table(title=f"Parameters of system {system}")
     grid.add_column("part", overflow="fold")
     for heading in ("arrays", "numbers"):
         grid.add_column(heading, justify="right")

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import jax
-
 from mmrec_jax.modes.run import Run
+from mmrec_jax.modes.workdir import write_whole
 
 if TYPE_CHECKING:
     from mmrec_jax.evaluation.evaluate import EvaluationResult
@@ -34,7 +33,7 @@ def tested(run: Run, params: Params, history: Sequence[Mapping], best_step: int,
     # A program that was compiled within an epoch is no part of what an epoch takes.
     epochs = [entry["seconds"] for entry in history if not entry["recompilations"]]
     training = {
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "parameters": trained_parameters(params, run.config.training.groups),
         "best_step": best_step,
         "best_validation": {run.config.training.monitor: best_value},
         "epochs": len(history),
@@ -44,6 +43,17 @@ def tested(run: Run, params: Params, history: Sequence[Mapping], best_step: int,
         "peak_memory_bytes": statistics.median_low([entry["peak_memory_bytes"] for entry in history] or [0]),
     }
     return Outcome(result, training)
+
+
+def trained_parameters(params: Params, groups: Sequence[tuple[str, float]]) -> int:
+    """How many values training changes: none that `model.standardise` measures, none of groups whose rate is 0."""
+    from mmrec_jax.training.optimizers import parameter_groups
+    from mmrec_jax.training.trees import named_leaves
+
+    fixed = {pattern for pattern, rate in groups if not rate}
+    group = parameter_groups(params, groups)
+    leaves = named_leaves(params).items()
+    return sum(x.size for name, x in leaves if "standardise" not in name.split("/") and group[name] not in fixed)
 
 
 def popularity(run: Run) -> Outcome:
@@ -92,7 +102,7 @@ def report(run: Run, outcomes: Mapping[str, Outcome], name: str) -> dict[str, An
             for model, difference in differences.items()
         },
     }
-    (run.workdir / f"{name}.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    write_whole(run.workdir / f"{name}.json", json.dumps(content, indent=2))
     parts = [f"# {first}: test split", f"{protocol}.", markdown(results)]
     parts += [slice_markdown(results)] if run.config.evaluation.slices else []
     (run.workdir / "report.md").write_text("\n\n".join(parts), encoding="utf-8")

@@ -19,6 +19,7 @@ from mmrec_jax.comparison.config import is_comparison
 from mmrec_jax.config import VALIDATED, RunConfig, resolve
 from mmrec_jax.errors import CheckpointError, ConfigError, UserError
 from mmrec_jax.modes.workdir import CONFIG_FILE, check_same_run, is_trained, keep_config, read_config
+from mmrec_jax.systems import registry
 
 if TYPE_CHECKING:
     from mmrec_jax.data.prepared import PreparedData
@@ -175,8 +176,7 @@ class Run:
 
         if not is_trained(self.workdir):
             raise CheckpointError(f"{self.workdir} holds no checkpoint: train first, or name another --workdir.")
-        wanted = {key: value for key, value in self.description().items() if key != "info"}
-        params, manifest = load_params(self.workdir, which, wanted)
+        params, manifest = load_params(self.workdir, which, self.description())
         # The description agrees; the shapes may still be those of another version of this library.
         check(manifest, None, jax.eval_shape(self.task.init, jax.random.key(0), self.frozen), f"{self.workdir}")
         return params
@@ -231,6 +231,8 @@ def open_run(config: config_dict.ConfigDict | None, workdir: str | Path | None, 
             run.console.print("Changed since the run began: " + "; ".join(changes))
         if trains:
             keep_config(settings, directory)
+            if told := registry.hint(settings):
+                run.console.print(told, soft_wrap=True)
     keep_compiled_programs(settings)
     return run
 

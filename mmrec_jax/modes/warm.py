@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,11 @@ def warm_parameters(run: Run) -> Params | None:
     return params
 
 
-def _strangeness(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _strangeness(before: Mapping[str, Any], now: dict[str, Any]) -> list[str]:
     """What the two runs must share and do not, one text each."""
-    from mmrec_jax.training.manifest import differences
+    from mmrec_jax.training.manifest import completed, differences
 
+    before = completed(before, now)
     old, new = ({key: run.get(key) for key in _SECTIONS} for run in (before, now))
     # Bottlenecks of modalities that are added are no difference.
     kept = [pair for pair in (new["model"] or {}).get("bottlenecks", []) if pair[0] in before["modalities"]]

@@ -68,11 +68,16 @@ def keep_config(config: RunConfig, workdir: Path) -> None:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        unfinished = workdir / f".{CONFIG_FILE}.{os.getpid()}"
-        unfinished.write_text(json.dumps(to_json(config), indent=2), encoding="utf-8")
-        unfinished.replace(workdir / CONFIG_FILE)
+        write_whole(workdir / CONFIG_FILE, json.dumps(to_json(config), indent=2))
     except OSError as error:
         raise ConfigError(f"--workdir={workdir} cannot be written to: {error}.") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file all at once: whoever is killed while writing leaves the old one, or none."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
 
 
 def check_same_run(config: RunConfig, workdir: Path) -> list[str]:

@@ -99,6 +99,10 @@ class UserConfig:
             raise ConfigError(f"user.kind={self.kind!r}: choose sasrec or gru.")
         if self.blocks < 1:
             raise ConfigError(f"user.blocks={self.blocks}: must be at least 1.")
+        if self.heads < 1:
+            raise ConfigError(f"user.heads={self.heads}: must be at least 1.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"user.dropout={self.dropout}: must lie in [0, 1).")
 
 
 @dataclass(frozen=True)

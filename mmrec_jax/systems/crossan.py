@@ -82,6 +82,7 @@ def build(config: RunConfig, catalogue: CatalogueShape) -> Crossan:
 SYSTEM = System(
     build,
     check=check,
+    fusion="momef",
     switches=(
         "bottleneck",
         "bottlenecks",

@@ -133,4 +133,4 @@ def iisan(config: RunConfig, catalogue: CatalogueShape, narrow_heads: bool) -> I
     return Iisan(IisanConfig(towers, config.fusion, model.width, model.remove_first, narrow_heads, model.standardise))
 
 
-SYSTEM = System(build, switches=SWITCHES, parts=parts, check=check)
+SYSTEM = System(build, switches=SWITCHES, parts=parts, check=check, fusion="concat")

@@ -21,4 +21,4 @@ def build(config: RunConfig, catalogue: CatalogueShape) -> Iisan:
     return iisan(config, catalogue, narrow_heads=True)
 
 
-SYSTEM = System(build, switches=SWITCHES, parts=parts, check=check)
+SYSTEM = System(build, switches=SWITCHES, parts=parts, check=check, fusion="concat")

@@ -67,6 +67,7 @@ class System:
             any other key are an error.
         parts: names of the columns of `ItemVectors.weights`.
         check: raises a `ConfigError` for combinations that cannot be.
+        fusion: the paper's `fusion.kind`; "" where it has none of its own.
     """
 
     build: Callable[[RunConfig, CatalogueShape], nn.Module]
@@ -74,6 +75,7 @@ class System:
     switches: tuple[str, ...] = ()
     parts: Callable[[RunConfig], tuple[str, ...]] = _modalities
     check: Callable[[RunConfig], None] = _possible
+    fusion: str = ""
 
 
 def known(name: str) -> bool:
@@ -111,6 +113,18 @@ def build(config: RunConfig, catalogue: CatalogueShape) -> nn.Module:
     from mmrec_jax.systems.id_table import IdsAndContent, IdTable
 
     return IdsAndContent(module, IdTable(catalogue.rows, config.model.width))
+
+
+def hint(config: RunConfig) -> str:
+    """What a person who has not chosen a fusion should know of the paper's; "" for nothing."""
+    chosen = system(config.model.system)
+    default = type(config.fusion)()
+    if chosen.fusion in ("", default.kind) or config.fusion != default or len(chosen.parts(config)) == 1:
+        return ""
+    return (
+        f"model.system={config.model.system!r} has fusion.kind={chosen.fusion!r} in its paper, and here the default, "
+        f"{default.kind!r}."
+    )
 
 
 def check(config: RunConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Mapping
@@ -217,6 +218,7 @@ class _Run:
                     "another --workdir or change the config back."
                 )
         before, now = checkpoint.manifest["run"]["info"]["training"], self.run["info"]["training"]
+        before = json.loads(json.dumps(dataclasses.asdict(TrainingConfig()))) | before  # keys its version did not know
         relevant = [
             line
             for name in sorted(before.keys() | now.keys())

@@ -76,6 +76,19 @@ def _own_checksum(body: Mapping) -> int:
     return zlib.crc32(json.dumps(body, sort_keys=True).encode())
 
 
+def completed(saved: Mapping, run: Mapping) -> Mapping:
+    """A checkpoint's description, with keys that it lacks because its writer did not know them yet.
+
+    Args:
+        saved: the checkpoint's.
+        run: description of what is wanted; its `info` may have `defaults`: section -> what each key counts as where a
+            checkpoint has the section without it.
+    """
+    defaults = json.loads(json.dumps(run.get(UNCOMPARED, {}).get("defaults", {})))
+    sections = {name: values for name, values in defaults.items() if isinstance(saved.get(name), Mapping)}
+    return {**saved, **{name: values | saved[name] for name, values in sections.items()}}
+
+
 def differences(saved: Any, wanted: Any, path: str = "") -> list[str]:
     """What differs between two descriptions, one line a value: `model.width: checkpoint 64, now 128`.
 
@@ -105,7 +118,7 @@ def check(manifest: Mapping, run: Mapping | None, params: Any | None, where: str
     Raises:
         CheckpointError: names every difference of the descriptions and of the parameters' shapes.
     """
-    lines = [] if run is None else differences(manifest["run"], run)
+    lines = [] if run is None else differences(completed(manifest["run"], run), run)
     if params is not None:
         lines += differences(manifest["parameters"], describe(params), "parameter")
     if lines:

@@ -129,6 +129,12 @@ def test_a_stage_begins_with_the_parameters_of_the_one_before(compared, begun):
     # Without a warm start the same seed begins with the same parameters, so the second of these stages is the first.
     assert {value["mean"] for value in rows[3]["differences"].values()} == {0}
     assert "the stage before" in one_line(out)
+    # Where the first stage is taken away, the second is not one that began with it any more.
+    shutil.rmtree(stages / "stage_1")
+    begun.clear()
+    _, code, _, err = compared(STAGED)
+    assert (code, begun) == (2, [])
+    assert f"remove {stages / 'stage_2/seed_0'} as well" in one_line(err)
 
 
 def test_metrics_are_computed_from_the_ranks_whatever_cut_offs_the_runs_had(compared, plain, tmp_path):
@@ -199,6 +205,8 @@ def test_a_comparison_and_a_run_are_told_apart(cli, compared, tmp_path):
     assert (code, "add --mode=compare" in err) == (2, True)
     code, _, err = cli(["mmrec_jax", "--mode=compare", f"--config={ROOT}/configs/crossan.py"])
     assert (code, "crossan is the config of one run" in err) == (2, True)
+    code, _, err = cli(["mmrec_jax", f"--config={CONFIG}:x", "--seeds=0,1"])
+    assert (code, "--seeds is read by --mode=compare only" in err) == (2, True)
     code, _, err = cli(["mmrec_jax", "--mode=compare"])
     assert (code, "needs either --config" in err) == (2, True)
     code, _, err = cli(["mmrec_jax", "--mode=compare", f"--configs={CONFIG}:x,{CONFIG}:y"])

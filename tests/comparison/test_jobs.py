@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 
 import pytest
 from rich.console import Console
@@ -100,3 +102,14 @@ def test_what_still_runs_ends_with_the_comparison(monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_jobs([Job("a", "a", (), tmp_path / "log.txt")], 1, Console(file=io.StringIO()))
     assert process.terminated
+
+
+def test_a_comparison_that_is_told_to_end_ends_its_jobs_too(monkeypatch, tmp_path):
+    process = Scripted(10**6, 0)
+    monkeypatch.setattr(jobs, "start", lambda job: process)
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs([Job("a", "a", (), tmp_path / "log.txt")], 1, Console(file=io.StringIO()))
+    assert process.terminated
+    assert signal.getsignal(signal.SIGTERM) == before

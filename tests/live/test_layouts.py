@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from mmrec_jax.backbones.family import Tokens
 from mmrec_jax.backbones.packing import LEAST
-from mmrec_jax.live.inputs import RawInputs
+from mmrec_jax.errors import ConfigError
+from mmrec_jax.live.inputs import RawInputs, _put
 from mmrec_jax.live.parts import ByLength, Layout, Packed, RawBatch
+from mmrec_jax.live.stream import LiveStream
+from mmrec_jax.types import SequenceBatch
 
 LENGTHS = [0, 3, 17, 64, 9, 0, 70, 90, 12, 5, 33]
 
@@ -59,3 +65,47 @@ def test_longer_parts_take_shorter_items_before_more_rows_are_made() -> None:
     layout = ByLength(ragged([0, 5, 5, 5, 20]), NoPreprocessing(), (8, 24), 2)
     assert layout.needed(np.arange(5)) == (4, 1)
     assert layout.sizes((4, 1)) == (2, 2)
+
+
+def batch_of(items: list[int]) -> SequenceBatch:
+    nothing = np.zeros(1, np.int32)
+    return SequenceBatch(np.asarray(items), nothing, nothing, nothing, nothing)
+
+
+def test_a_batch_of_a_size_that_was_not_foreseen_gets_its_inputs_too(monkeypatch) -> None:
+    monkeypatch.setattr("mmrec_jax.live.parts.TextPreprocessor", NoPreprocessing)
+    inputs, later = ragged([0, 5, 5, 5, 20]), batch_of([0, 1, 2, 3, 4])
+
+    class Stream:
+        def sizes(self):
+            return [(3, 1), (4, 1)]  # the second one does not occur among the batches that are tried
+
+        def sample(self, most):
+            return iter([batch_of([0, 1, 4])]), True
+
+        def __next__(self):
+            return later
+
+    part = SimpleNamespace(layout=lambda inputs: ByLength(inputs, NoPreprocessing(), (8, 24), 2))
+    backbones, catalogue = SimpleNamespace(backbones={"a": part}), SimpleNamespace(inputs={"a": inputs})
+    made = next(LiveStream(Stream(), backbones, catalogue)).media["a"]
+    found = np.concatenate([block.ids.sum(axis=1) for block in made.parts])[made.places]
+    assert [int(found[row]) for row in range(1, 5)] == [int(inputs[row].sum()) for row in range(1, 5)]
+
+
+def test_a_modality_that_no_item_has_is_refused_before_training() -> None:
+    backbones, catalogue = SimpleNamespace(backbones={"a": None}), SimpleNamespace(inputs={"a": ragged([0, 0])})
+    with pytest.raises(ConfigError, match=r"methods\.a: no item has this modality"):
+        LiveStream(None, backbones, catalogue)
+
+
+def test_of_two_processes_that_prepare_inputs_the_later_one_keeps_what_is_open(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        made = tmp_path / f".{name}"
+        made.mkdir()
+        (made / "inputs.json").write_text(name)
+        _put(made, tmp_path / "inputs")
+    assert (tmp_path / "inputs" / "inputs.json").read_text() == "first"
+    (tmp_path / "inputs" / "inputs.json").unlink()
+    _put(tmp_path / ".second", tmp_path / "inputs")
+    assert (tmp_path / "inputs" / "inputs.json").read_text() == "second"

@@ -88,16 +88,20 @@ def test_named_steps_give_what_the_whole_histories_give():
     steps = jnp.append(jnp.flatnonzero(mask), jnp.array([mask.size] * 2))  # and two entries that stand for nothing
     chosen = items.reshape(-1, CONFIG.width).at[steps].get(mode="fill", fill_value=0)
 
+    @jax.jit
     def of_steps(params, chosen):
         return module.apply({"params": params}, chosen, mask, train=False, steps=steps)[:-2]
 
+    real = np.asarray(mask)
+
+    @jax.jit
     def of_all(params, items):
-        return module.apply({"params": params}, items, mask, train=False)[mask]
+        return module.apply({"params": params}, items, mask, train=False)[real]
 
     np.testing.assert_allclose(of_steps(params, chosen), of_all(params, items), rtol=1e-5, atol=1e-6)  # sum order
     weights = jnp.asarray(np.random.default_rng(1).standard_normal((int(mask.sum()), CONFIG.width)), jnp.float32)
-    gradients = jax.grad(lambda p, x: jnp.sum(weights * of_steps(p, x)), (0, 1))(params, chosen)
-    expected = jax.grad(lambda p, x: jnp.sum(weights * of_all(p, x)), (0, 1))(params, items)
+    gradients = jax.jit(jax.grad(lambda p, x: jnp.sum(weights * of_steps(p, x)), (0, 1)))(params, chosen)
+    expected = jax.jit(jax.grad(lambda p, x: jnp.sum(weights * of_all(p, x)), (0, 1)))(params, items)
     expected = (expected[0], expected[1].reshape(-1, CONFIG.width).at[steps].get(mode="fill", fill_value=0))
     for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)  # sum order

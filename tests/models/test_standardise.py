@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mmrec_jax.adapters.standardise import FLOOR, Standardise
+from mmrec_jax.modes.results import trained_parameters
 from mmrec_jax.store.table import StateTable
 from mmrec_jax.systems.crossan import Crossan
 from mmrec_jax.training.sequential import CatalogueItems, SequentialFrozen
@@ -86,3 +87,11 @@ def test_the_whole_catalogue_but_the_padding_row_is_measured(items):
         np.testing.assert_allclose(
             params["standardise"][f"text_{k}"]["mean"], np.asarray(layer)[1:].mean(0), rtol=1e-5, atol=1e-6
         )  # float32 sums
+
+
+def test_only_what_is_trained_counts_as_a_parameter():
+    params = {"items": {"standardise": {"a_0": {"mean": np.zeros(5), "scale": np.zeros(())}}, "b": np.zeros((2, 3))},
+              "user": {"c": np.zeros(4)}}  # fmt: skip
+    assert trained_parameters(params, ()) == 6 + 4
+    assert trained_parameters(params, (("user", 0.1),)) == 6 + 4
+    assert trained_parameters(params, (("user", 0.0),)) == 6

@@ -88,3 +88,16 @@ def test_the_user_encoder_is_the_configs_and_that_of_the_baseline_is_sasrec():
     table = StateTable({"text": (jnp.ones((6, 3)),)}, {}, {"text": jnp.arange(6) > 0}, complete=True)
     assert build_task(resolve(made), table, 6).user == GruConfig(4, 10, 1, 0.1)
     assert build_task(id_baseline(resolve(made)), None, 6).user == SasRecConfig(4, 10, 1, 2, 0.1)
+
+
+def test_a_system_with_another_fusion_than_its_papers_is_told_of():
+    from mmrec_jax.systems.registry import hint
+
+    config = base("towers")
+    config.modalities = {"text": modality(template="{title}"), "image": modality(kind="image", path_template="{item}")}
+    config.model.system = "iisan"
+    assert "fusion.kind='concat' in its paper" in hint(resolve(config))
+    config.fusion.kind = "concat"
+    assert hint(resolve(config)) == ""
+    config.model.system = "crossan"
+    assert hint(resolve(config)) == ""

@@ -16,7 +16,7 @@ from absl import logging as absl_logging
 from mmrec_jax.errors import CheckpointError, TrainingError
 from mmrec_jax.training import load_params
 from mmrec_jax.training.checkpoints import Checkpoints
-from mmrec_jax.training.manifest import checksums
+from mmrec_jax.training.manifest import check, checksums
 from mmrec_jax.training.trees import named_leaves
 
 # Orbax reads in parallel: when one read meets damaged bytes, the others end in an event loop already closed.
@@ -179,6 +179,19 @@ def test_another_system_width_or_modality_set_is_refused_naming_each_difference(
     with pytest.raises(CheckpointError, match="width: checkpoint 8, now 16"):
         load_params(workdir, run={"width": 16})
     load_params(workdir, run={"width": 8})
+
+
+def test_a_key_that_a_checkpoints_writer_did_not_know_counts_as_its_default():
+    saved = {"run": {"model": {"width": 64}, "user": {"heads": 2}}}
+    run = {"model": {"width": 64, "towers": ("both",)}, "user": {"heads": 2}}
+    info = {"info": {"defaults": {"model": {"width": 32, "towers": ("both",)}}}}
+    check(saved, run | info, None, "it")
+    with pytest.raises(CheckpointError, match=r"model.towers"):
+        check(saved, run, None, "it")
+    with pytest.raises(CheckpointError, match=r"model.towers: checkpoint \['both'\], now \['one'\]"):
+        check(saved, run | info | {"model": {"width": 64, "towers": ("one",)}}, None, "it")
+    with pytest.raises(CheckpointError, match=r"model.width: checkpoint 64, now 32"):
+        check(saved, run | info | {"model": {"width": 32, "towers": ("both",)}}, None, "it")
 
 
 def test_another_seed_or_stream_is_another_run(workdir):
