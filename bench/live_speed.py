@@ -111,7 +111,7 @@ def theirs(method: MethodConfig, batches: list[list[np.ndarray]], parts: int):
     if method.kind == "lora":
         from peft import LoraConfig, get_peft_model
 
-        settings = LoraConfig(r=method.rank, lora_alpha=method.alpha, target_modules=list(method.targets))
+        settings = LoraConfig(r=method.rank, lora_alpha=int(method.alpha), target_modules=list(method.targets))
         model = get_peft_model(model, settings)
     else:
         model.requires_grad_(False)
