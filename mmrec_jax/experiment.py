@@ -140,7 +140,8 @@ def live_catalogue(
     found = {}
     for name, part in live.backbones.items():
         modality, preprocess = config.modalities[name], part.backbone.preprocess
-        about = json.dumps([modality.inputs[4:], preprocess.fingerprint, made_of], sort_keys=True)
+        limits = config.extraction.max_pixels, config.extraction.max_video_seconds
+        about = json.dumps([modality.inputs[4:], preprocess.fingerprint, limits, made_of], sort_keys=True)
         folder = directory / f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
         found[name] = prepare_inputs(modality, preprocess, items, media_root, config.extraction, folder, name)
     return LiveCatalogue(found)

@@ -18,6 +18,9 @@ from mmrec_jax.backbones.family import Tokens
 from tests.models.test_peft_files import METHOD, random_part
 from tests.tiny_backbones import write_backbone
 
+pytest.importorskip("torch", reason="live parity needs the `parity` extra (torch, peft)")
+pytest.importorskip("peft", reason="live parity needs the `parity` extra (torch, peft)")
+
 pytestmark = [
     pytest.mark.parity,
     pytest.mark.filterwarnings("ignore"),  # torch, transformers and peft warn of their own affairs
