@@ -88,7 +88,7 @@ def main() -> None:
                 memory[dtype] = nbytes(run.table)
 
     models = {name: gains(ranks_of_seeds) for name, ranks_of_seeds in found.items()}
-    draws = resampled(models)
+    draws = resampled(found)
     base = models["float32"][METRIC].mean()
     table = Table(title=f"{METRIC} of configs/{options.config}.py, percent, mean of {len(options.seeds)} seeds")
     for heading in ("states", METRIC, "relative change, %", "95% interval"):

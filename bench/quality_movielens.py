@@ -63,7 +63,7 @@ def main() -> None:
     values = settings(options.set)
     if options.store:
         values["store"] = options.store
-    models = {}
+    every = {}
     for variant in options.only:
         found = []
         for seed in options.seeds:
@@ -71,10 +71,10 @@ def main() -> None:
             own = {"store": ""} if variant == "id" else {}
             trained(variant_config(variant, values | own | {"training.seed": seed}), workdir)
             found.append(ranks(workdir))
-        models[variant] = gains(found)
+        every[variant] = found
 
-    draws = resampled(models)
-    results = {variant: summary(model, draws[variant]) for variant, model in models.items()}
+    draws = resampled(every)
+    results = {variant: summary(gains(found), draws[variant]) for variant, found in every.items()}
     console = output()
     table = Table(title=f"movielens-small, test, percent, mean of {len(options.seeds)} seeds [95% interval]")
     for heading in ("", *METRICS, *(f"{metric} of the seeds" for metric in METRICS)):

@@ -19,6 +19,7 @@ from mmrec_jax import modes
 from mmrec_jax.config import resolve
 from mmrec_jax.evaluation.metrics import gain_table, metric_names, rank_cells
 from mmrec_jax.evaluation.ranking import MISS
+from mmrec_jax.evaluation.seeds import resample
 from mmrec_jax.modes.results import RANKS
 from mmrec_jax.modes.workdir import read_config
 
@@ -99,24 +100,13 @@ def gains(ranks_of_seeds: Sequence[Int[np.ndarray, " user"]]) -> Gains:
     return {metric: every[..., metric_names((K,)).index(metric)] for metric in METRICS}
 
 
-def resampled(models: Mapping[str, Gains], draws: int = 5000) -> dict[str, dict[str, Float[np.ndarray, " draw"]]]:
-    """Means of resampled runs: model -> metric -> one mean a draw.
-
-    A draw takes the users with replacement, the same for all models, and the seeds with replacement, for each model
-    on its own: a difference of two models' draws has the noise of the users and of the training.
-    """
-    rng = np.random.default_rng(0)
-    users = next(iter(next(iter(models.values())).values())).shape[1]
-    user_counts = rng.multinomial(users, np.full(users, 1 / users), size=draws)
-    means = {}
-    for model, found in models.items():
-        seeds = found[METRICS[0]].shape[0]
-        seed_counts = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws)
-        means[model] = {
-            metric: np.einsum("ds,sd->d", seed_counts, values @ user_counts.T) / (seeds * users)
-            for metric, values in found.items()
-        }
-    return means
+def resampled(
+    models: Mapping[str, Sequence[Int[np.ndarray, " user"]]], draws: int = 5000
+) -> dict[str, dict[str, Float[np.ndarray, " draw"]]]:
+    """Means of resampled runs, of each seed's ranks: model -> metric -> one mean a draw, see `evaluation.seeds`."""
+    found = resample({model: np.stack(seeds) for model, seeds in models.items()}, (K,), resamples=draws)
+    columns = {metric: metric_names((K,)).index(metric) for metric in METRICS}
+    return {model: {metric: of[:, column] for metric, column in columns.items()} for model, of in found.items()}
 
 
 def interval(draws: Float[np.ndarray, " draw"]) -> tuple[float, float]:

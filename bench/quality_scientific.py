@@ -48,8 +48,7 @@ def main() -> None:
         found.append(ranks(workdir))
         training.append(json.loads((workdir / "results.json").read_text())["models"][run.config.name]["training"])
 
-    model = gains(found)
-    result = summary(model, resampled({"model": model})["model"])
+    result = summary(gains(found), resampled({"model": found})["model"])
     table = Table(title="amazon-scientific, text only, percent")
     for heading in ("seed", *METRICS, "epochs", "s an epoch", "minutes"):
         table.add_column(heading, justify="right")

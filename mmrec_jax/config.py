@@ -48,7 +48,7 @@ class RunConfig:
         prepared: directory of prepared data, for runs that share it; "" is `data` in the workdir.
         baselines: trained and evaluated beside the model, of `BASELINES`.
         show_users: users whose last items and recommendations are printed after training.
-        warm_start: workdir of a finished run with fewer modalities to begin from.
+        warm_start: workdir of a finished run with fewer modalities to begin from; `{workdir}` in it is this run's own.
         on_unknown_item: what a history with items outside the catalogue is: an `error`, or `skip` (and count) them.
     """
 
@@ -82,8 +82,11 @@ class RunConfig:
         if stray:
             raise ConfigError(f"model.bottlenecks names {', '.join(stray)}, which is no modality of this config.")
         self._check_methods()
+        self._check_groups()
         if self.user.kind == "sasrec" and self.model.width % self.user.heads:
             raise ConfigError(f"user.heads={self.user.heads} does not divide the width {self.model.width}.")
+        if self.user.kind == "gru" and self.user.heads != UserConfig.heads:
+            raise ConfigError(f"user.heads={self.user.heads} means nothing to user.kind='gru', which has none.")
         if self.warm_start and not self.modalities:
             raise ConfigError("warm_start adds modalities to a finished model; an ID table has none.")
         if not re.fullmatch(rf"({'|'.join(VALIDATED)})@[1-9][0-9]*", self.training.monitor):
@@ -98,6 +101,19 @@ class RunConfig:
     def cached(self) -> dict[str, ModalityConfig]:
         """The modalities whose hidden states come from the store."""
         return {name: part for name, part in self.modalities.items() if name not in self.methods}
+
+    def _check_groups(self) -> None:
+        """Finds patterns that are plain paths and begin like no parameter's; the others meet the parameters later."""
+        paths = ["items/", "users/"]
+        paths += ["scale/"] if self.scoring.learn_scale else []
+        paths += ["embedded/"] if any(method.kind != "frozen" for method in self.methods.values()) else []
+        for pattern, _ in self.training.groups:
+            top = pattern[: pattern.find("/") + 1] or pattern
+            if re.fullmatch(r"[\w/]+", pattern) and not any(path.startswith(top) for path in paths):
+                raise ConfigError(
+                    f"training.groups: {pattern!r} matches the beginning of no parameter path; they begin with "
+                    f"{', '.join(paths)}."
+                )
 
     def _check_methods(self) -> None:
         stray = [name for name in self.methods if name not in self.modalities]

@@ -111,6 +111,8 @@ def _run(values: flags.FlagValues, argv: Sequence[str]) -> None:
         )
         return
     if values.mode == "ab":
+        if values["config"].present:
+            raise ConfigError("--config is not read by --mode=ab: both runs are evaluated as the first one's own says.")
         modes.ab(values.a, values.b, values.workdir)
         return
     if values.mode == "inspect":

@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from mmrec_jax.evaluation.metrics import metric_names
 from mmrec_jax.evaluation.ranking import MISS
+from mmrec_jax.evaluation.seeds import resample
 from tests.tiny_run import ROOT
 
 
@@ -27,24 +29,15 @@ def test_gains_average_to_the_metrics(quality_runs):
     np.testing.assert_allclose(found["NDCG@10"].mean(axis=1), np.array(ideal) / 4)
 
 
-def test_an_interval_covers_the_noise_of_the_users_and_of_the_seeds(quality_runs):
-    rng = np.random.default_rng(0)
-    users, seeds = 400, 5
-    of_seed = rng.normal(0, 0.02, (seeds, 1))  # how well a training went
-    values = np.clip(rng.random((seeds, users)) + of_seed, 0, 1)
-    draws = quality_runs.resampled({"model": dict.fromkeys(quality_runs.METRICS, values)})["model"]["HR@10"]
-    seed_noise, user_noise = values.mean(axis=1).std(ddof=0) / seeds**0.5, values.mean(axis=0).std() / users**0.5
-    assert abs(draws.mean() - values.mean()) < 0.002
-    # Both sources add up as variances; the product of the two resamplings adds a little.
-    np.testing.assert_allclose(draws.std(), math.hypot(seed_noise, user_noise), rtol=0.35)
-    assert draws.std() > max(seed_noise, user_noise)
-
-
-def test_models_are_compared_on_the_same_users(quality_runs):
-    hits = (np.arange(100) < 30).astype(float)[None]
-    models = {name: dict.fromkeys(quality_runs.METRICS, hits) for name in ("one", "same")}
-    draws = quality_runs.resampled(models)
-    np.testing.assert_array_equal(draws["one"]["HR@10"], draws["same"]["HR@10"])
+def test_draws_are_those_of_comparisons_and_of_the_same_users(quality_runs):
+    found = [np.array([1, 3, 11, MISS] * 5), np.array([10, 2, 12, 5] * 5)]
+    draws = quality_runs.resampled({"one": found, "same": found}, draws=200)
+    expected = resample({"one": np.stack(found), "same": np.stack(found)}, (10,), resamples=200)
+    columns = [metric_names((10,)).index(metric) for metric in quality_runs.METRICS]
+    for model, of in draws.items():
+        np.testing.assert_array_equal(np.stack(list(of.values()), axis=1), expected[model][:, columns])
+    mean, spread = draws["one"]["HR@10"].mean(), draws["one"]["HR@10"].std()
+    assert abs(mean - 0.625) < 4 * spread / 200**0.5
 
 
 def test_settings_are_numbers_flags_lists_and_texts(quality_runs):

@@ -16,7 +16,7 @@ from mmrec_jax.main import command
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "tests" / "tiny_config.py"
-_CACHE, _QUICK = "JAX_COMPILATION_CACHE_DIR", "jax_disable_most_optimizations"
+_CACHE, _SECONDS = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
 
 
 def arguments(shop: Path, workdir: Path, *flags: str, only: str = "") -> list[str]:
@@ -24,15 +24,16 @@ def arguments(shop: Path, workdir: Path, *flags: str, only: str = "") -> list[st
     return ["mmrec_jax", f"--config={CONFIG}:{shop}{only and ','}{only}", f"--workdir={workdir}", *flags]
 
 
-def subprocess_of(argv: list[str], compiled: Path, **options) -> subprocess.Popen:
+def subprocess_of(argv: list[str], **options) -> subprocess.Popen:
     """The command line in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), _CACHE: str(compiled), _QUICK.upper(): "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen([sys.executable, "-m", "mmrec_jax.main", *argv[1:]], env=environment, **options)
 
 
 @contextlib.contextmanager
 def kept_programs(compiled: Path) -> Iterator[None]:
-    """Compiled programs go to a folder of the tests, made in half the time; JAX's settings are put back afterwards.
+    """Compiled programs go to a folder of the tests, those of processes that are started too; JAX's settings are put
+    back afterwards.
 
     Tables are as wide as a terminal of 80 columns.
     """
@@ -40,13 +41,12 @@ def kept_programs(compiled: Path) -> Iterator[None]:
 
     from mmrec_jax.training import use_compilation_cache
 
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", _QUICK)
-    before = {name: jax.config.values[name] for name in names}
+    before = {name: jax.config.values[name] for name in (_CACHE, _SECONDS)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(_CACHE, str(compiled))
+        patch.setenv(_CACHE.upper(), str(compiled))
+        patch.setenv(_SECONDS.upper(), "0")
         patch.setenv("COLUMNS", "80")
         use_compilation_cache(compiled)
-        jax.config.update(_QUICK, True)
         try:
             yield
         finally:
@@ -54,10 +54,12 @@ def kept_programs(compiled: Path) -> Iterator[None]:
                 jax.config.update(name, value)
 
 
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory) -> Path:
-    """The folder of compiled programs."""
-    return tmp_path_factory.mktemp("programs")
+@pytest.fixture(scope="session", autouse=True)
+def compiled(tmp_path_factory) -> Iterator[Path]:
+    """The folder of compiled programs, which all tests of a worker share."""
+    folder = tmp_path_factory.mktemp("programs")
+    with kept_programs(folder):
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -69,18 +71,18 @@ def shop(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(shop, compiled, tmp_path_factory) -> Path:
+def trained(shop, tmp_path_factory) -> Path:
     """The workdir of a finished run with its baselines; what it printed is in `printed.txt`. Not to be changed."""
     workdir = tmp_path_factory.mktemp("trained") / "shop"
     printed = io.StringIO()
-    with kept_programs(compiled), contextlib.redirect_stdout(printed):
+    with contextlib.redirect_stdout(printed):
         assert command(arguments(shop, workdir)) == 0
     (workdir.parent / "printed.txt").write_text(printed.getvalue(), encoding="utf-8")
     return workdir
 
 
 @pytest.fixture
-def cli(compiled, capsys):
+def cli(capsys):
     """Runs a command line in this process: arguments -> (exit code, standard output, standard error)."""
 
     def run(argv: list[str]) -> tuple[int, str, str]:
@@ -88,5 +90,4 @@ def cli(compiled, capsys):
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
-    with kept_programs(compiled):
-        yield run
+    return run

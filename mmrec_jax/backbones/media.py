@@ -5,6 +5,8 @@ What is here runs in decoding workers too, threads or processes: it never touche
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -139,6 +141,27 @@ def _media(config: ModalityConfig, catalogue: pl.DataFrame) -> pl.Series:
     if config.column and config.column in catalogue.columns and catalogue[config.column].dtype == pl.Binary:
         return catalogue[config.column]
     return filled(config.source, catalogue)
+
+
+def files_stamp(config: ModalityConfig, catalogue: pl.DataFrame, root: Path) -> str:
+    """Digest of names, sizes and times of change of the files that items name; "" where there is none of them, such as
+    for texts, for bytes in the catalogue, and where the files are somewhere else now.
+    """
+    if config.kind == "text":
+        return ""
+    named = _media(config, catalogue)
+    if named.dtype == pl.Binary:
+        return ""
+    digest, found = hashlib.sha256(), False
+    for name in named.drop_nulls().unique().sort():
+        reference = parse_reference(name)
+        try:
+            about = os.stat(os.path.join(root, reference[0] if reference else name)) if name else None
+        except (OSError, ValueError):
+            about = None
+        found |= about is not None
+        digest.update(f"{name}\0{about and (about.st_size, about.st_mtime_ns)}\n".encode())
+    return digest.hexdigest() if found else ""
 
 
 def _decoder(preprocess: Preprocessor, limits: ExtractionConfig) -> Callable[[Medium], np.ndarray]:

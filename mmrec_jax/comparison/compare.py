@@ -17,10 +17,11 @@ from mmrec_jax.comparison.plan import Trial, trials, variants
 from mmrec_jax.comparison.plot import plot
 from mmrec_jax.comparison.sharing import SharedData, check_data, extractions, share_places
 from mmrec_jax.config import RunConfig
-from mmrec_jax.errors import TrainingError
+from mmrec_jax.errors import ConfigError, TrainingError
 from mmrec_jax.evaluation.topk import check_k
 from mmrec_jax.modes.run import terminal
 from mmrec_jax.modes.workdir import keep_config
+from mmrec_jax.training.lock import only_training_in
 
 REPORT, LOG = "comparison", "log.txt"
 
@@ -43,16 +44,24 @@ def compare(comparison: Comparison, workdir: Path, folder: Path, console: Consol
     Raises:
         ConfigError: a config that cannot be used; all of them are named.
         EvaluationError: the methods are not evaluated on the same users, items and candidates.
-        TrainingError: runs failed; the table of the others is written before.
+        TrainingError: runs failed; the table of the others is written before. Or another comparison is under way in
+            the workdir.
     """
     console = console or terminal()
+    with only_training_in(workdir, "comparison"):
+        return _compared(comparison, workdir, folder, console)
+
+
+def _compared(comparison: Comparison, workdir: Path, folder: Path, console: Console) -> dict[str, Any]:
     rows = share_places(variants(comparison, folder), workdir)
     planned = trials(rows, comparison.seeds, workdir)
     console.print(f"{len(planned)} runs: {len(rows)} {'stages' if comparison.plan == 'staged' else 'methods'}, seeds "
                   f"{', '.join(map(str, comparison.seeds))}; in {workdir}")  # fmt: skip
     shared = check_data(rows, console)
-    check_k(max(comparison.ks), len(shared.held_out.candidates))
-
+    try:
+        check_k(max(comparison.ks), len(shared.held_out.candidates))
+    except ConfigError as error:
+        raise ConfigError(f"ks: {error}") from error
     finished = _finished(planned, shared)
     failed = _run(comparison, planned, finished, extractions(rows, shared), workdir, console)
     finished = _finished(planned, shared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,13 +103,14 @@ def trials(rows: Sequence[Variant], seeds: Sequence[int], workdir: Path) -> list
     for seed in seeds:
         for variant in rows:
             folder = workdir / "runs" / variant.method / (f"stage_{variant.stage}" if variant.stage else "")
+            place = folder / f"seed_{seed}"
             before = before if variant.warm else None
             config = replace(
                 variant.config,
                 training=replace(variant.config.training, seed=seed),
-                warm_start=str(before.workdir) if before else variant.config.warm_start,
+                warm_start=_beside(before.workdir, place) if before else variant.config.warm_start,
             )
-            before = Trial(variant, seed, config, folder / f"seed_{seed}", before)
+            before = Trial(variant, seed, config, place, before)
             made.append(before)
     for trial in made:
         if trial.after and is_trained(trial.workdir) and not is_trained(trial.after.workdir):
@@ -123,6 +125,11 @@ def trials(rows: Sequence[Variant], seeds: Sequence[int], workdir: Path) -> list
                 "are trained in one go: choose another --workdir, or remove this folder."
             )
     return made
+
+
+def _beside(workdir: Path, other: Path) -> str:
+    """A run's workdir as seen from another's, so that the folder of both can be moved."""
+    return f"{{workdir}}/{Path(os.path.relpath(workdir, other)).as_posix()}"
 
 
 def _plain(comparison: Comparison, name: str, entry: Entry, config: ConfigDict) -> list[Variant]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,12 +67,12 @@ def check_data(variants: Sequence[Variant], console: Console) -> SharedData:
     Nothing here uses an accelerator, which the runs need for themselves.
 
     Raises:
-        EvaluationError: users, held-out items or candidates differ: says how.
-        UserError: data or a store that cannot be used, as the variant's own run would find.
+        EvaluationError: users, held-out items or candidates differ: says how, of all variants.
+        UserError: data or stores that cannot be used, as the variants' own runs would find; all of them are named.
     """
     opened: dict[Any, Run] = {}
-    examined: dict[Any, HeldOut] = {}
-    fingerprints = {}
+    runs: dict[str, Run] = {}
+    problems: dict[tuple[type[UserError], str], list[str]] = {}
     for variant in variants:
         config, key = variant.config, (variant.config.data, variant.config.prepared)
         run = Run(config, Path(config.prepared).parent, console, baseline_of=opened.get(key))
@@ -80,17 +80,32 @@ def check_data(variants: Sequence[Variant], console: Console) -> SharedData:
             run.check()
             _check_states(run)
         except UserError as error:
-            raise type(error)(f"{variant.name}: {error}") from error
-        if key not in opened:
-            opened[key], examined[key] = run, held_out(run.data)
-        if found := unpaired(next(iter(examined.values())), examined[key]):
-            raise EvaluationError(
-                f"{variants[0].name} and {variant.name} are evaluated on other examples:\n  "
-                + "\n  ".join(found)
-                + "\nMethods are compared user by user: give them the same data and the same candidates."
-            )
-        fingerprints[variant.name] = run.data.fingerprint
-    return SharedData(next(iter(examined.values())), fingerprints)
+            problems.setdefault((type(error), str(error)), []).append(variant.name)
+        else:
+            opened.setdefault(key, run)
+            runs[variant.name] = run
+    if problems:
+        kinds = {kind for kind, _ in problems}
+        kind = kinds.pop() if len(kinds) == 1 else UserError
+        raise kind("\n".join(f"{', '.join(names)}: {text}" for (_, text), names in problems.items()))
+    return SharedData(_examples(runs), {name: run.data.fingerprint for name, run in runs.items()})
+
+
+def _examples(runs: Mapping[str, Run]) -> HeldOut:
+    """The examples that all runs are evaluated on.
+
+    Raises:
+        EvaluationError: they differ.
+    """
+    (first, run), *others = runs.items()
+    expected, problems = held_out(run.data), []
+    for name, other in others:
+        if other.data is not run.data and (found := unpaired(expected, held_out(other.data))):
+            problems.append(f"{first} and {name} are evaluated on other examples:\n  " + "\n  ".join(found))
+    if problems:
+        problems.append("Methods are compared user by user: give them the same data and the same candidates.")
+        raise EvaluationError("\n".join(problems))
+    return expected
 
 
 def extractions(variants: Sequence[Variant], shared: SharedData) -> list[RunConfig]:

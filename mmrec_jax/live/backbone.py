@@ -190,7 +190,8 @@ def live_backbone(
 def _given(backbone: Backbone, method: MethodConfig, trained: set[str], where: str) -> Params:
     """LoRA's matrices from a folder of peft's, which must be of the method that the config says."""
     found, added = import_lora(method.start, backbone)
-    asked = replace(method, dropout=0.0, chunk=0, remat=False, start="")
+    every = method.layers == tuple(range(backbone.sizes.depth))  # as good as naming none
+    asked = replace(method, dropout=0.0, chunk=0, remat=False, start="", layers=() if every else method.layers)
     said = replace(found, dropout=0.0, targets=tuple(sorted(found.targets)))
     if replace(asked, targets=tuple(sorted(asked.targets))) != said:
         raise ConfigError(

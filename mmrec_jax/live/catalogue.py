@@ -69,12 +69,12 @@ class LiveBackbones:
         return {name: part.init(keys[name], start[name]) for name, part in trained.items()}
 
     def blank(self, cached: StateTable) -> StateTable:
-        """A table of one row of zeros: what the shapes of modules follow from."""
-        row = jnp.zeros(1, jnp.int32)
+        """A table of the padding row and one item, both zeros: what the shapes of modules follow from."""
+        rows = jnp.zeros(2, jnp.int32)
         shapes = {name: part.shape for name, part in self.backbones.items()}
-        zeros = {name: (jnp.zeros((1, width)),) * layers for name, (width, layers) in shapes.items()}
-        seen = {name: jnp.zeros(1, bool) for name in shapes}
-        own = cached.rows(row)
+        zeros = {name: (jnp.zeros((2, width)),) * layers for name, (width, layers) in shapes.items()}
+        seen = {name: jnp.zeros(2, bool) for name in shapes}
+        own = cached.rows(rows)
         return StateTable(own.values | zeros, {}, own.present | seen, complete=False)
 
     def states(

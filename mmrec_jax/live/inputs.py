@@ -21,7 +21,7 @@ from jaxtyping import Bool, Int
 from mmrec_jax.backbones.audio_features import AudioPreprocessor
 from mmrec_jax.backbones.config import ExtractionConfig, ModalityConfig
 from mmrec_jax.backbones.image import ImagePreprocessor
-from mmrec_jax.backbones.media import Input, MediaInputs, Missing, Preprocessor, TextInputs
+from mmrec_jax.backbones.media import Input, MediaInputs, Missing, Preprocessor, TextInputs, files_stamp
 from mmrec_jax.backbones.text import TextPreprocessor
 from mmrec_jax.backbones.video import VideoPreprocessor
 from mmrec_jax.errors import ConfigError, StoreError
@@ -78,7 +78,8 @@ def prepare_inputs(
     directory: Path,
     name: str,
 ) -> RawInputs:
-    """The inputs of a catalogue's items, made on the first call and opened later.
+    """The inputs of a catalogue's items, made on the first call and opened later; made anew where files that they were
+    made of have another size or time of change now.
 
     A killed preparation leaves nothing that is taken for a whole one, and starts again.
 
@@ -95,7 +96,8 @@ def prepare_inputs(
         ConfigError: a missing column, or images of several sizes.
         StoreError: more media than `limits.max_failure_share` are broken, or no item has the modality.
     """
-    if not (directory / "inputs.json").is_file():
+    stamp = files_stamp(modality, catalogue, media_root)
+    if not _made_of(directory, stamp):
         pixels = preprocess.image if isinstance(preprocess, VideoPreprocessor) else preprocess
         if isinstance(pixels, ImagePreprocessor) and not pixels.output:
             raise ConfigError(
@@ -105,19 +107,28 @@ def prepare_inputs(
         unfinished = directory.with_name(f".{directory.name}.{os.getpid()}")
         unfinished.mkdir(parents=True, exist_ok=True)
         try:
-            _write(modality, preprocess, catalogue, media_root, limits, unfinished, name)
-            _put(unfinished, directory)
+            _write(modality, preprocess, catalogue, media_root, limits, unfinished, name, stamp)
+            _put(unfinished, directory, stamp)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     return open_inputs(directory)
 
 
-def _put(made: Path, directory: Path) -> None:
+def _made_of(directory: Path, stamp: str) -> bool:
+    """Whether a directory holds a whole preparation of the files as they are; "" is files that cannot be asked."""
+    try:
+        about = json.loads((directory / "inputs.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return not stamp or about.get("files") == stamp
+
+
+def _put(made: Path, directory: Path, stamp: str) -> None:
     """Gives a whole preparation its name, unless another process was faster: others may have opened that one."""
     try:
         made.rename(directory)
     except OSError:
-        if not (directory / "inputs.json").is_file():  # the rest of one that somebody has taken apart
+        if not _made_of(directory, stamp):  # of other files, or the rest of one that somebody has taken apart
             shutil.rmtree(directory, ignore_errors=True)
             made.rename(directory)
 
@@ -130,7 +141,7 @@ def open_inputs(directory: Path) -> RawInputs:
     return RawInputs(values, starts, present, tuple(about["shape"]))
 
 
-def _write(modality, preprocess, catalogue, media_root, limits, directory: Path, name: str) -> None:
+def _write(modality, preprocess, catalogue, media_root, limits, directory: Path, name: str, stamp: str) -> None:
     kind = modality.kind
     dtype = {"text": np.int32, "audio": np.float32}.get(kind, np.uint8)
     shape: tuple[int, ...] = ()
@@ -152,6 +163,7 @@ def _write(modality, preprocess, catalogue, media_root, limits, directory: Path,
     np.save(directory / "starts.npy", np.asarray(starts, np.int64))
     np.save(directory / "present.npy", present)
     about = {"dtype": np.dtype(dtype).name, "shape": shape, "items": len(catalogue), "failures": failures}
+    about |= {"files": stamp}
     (directory / "inputs.json").write_text(json.dumps(about), encoding="utf-8")
 
 

@@ -9,9 +9,13 @@ from mmrec_jax.modes.run import Run
 from mmrec_jax.modes.train import id_run
 from mmrec_jax.modes.workdir import is_trained
 
+RANKS = "ranks_evaluation.parquet"
+"""Not that of the training: the config may say another protocol now."""
+
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """Prints the tables of the run and of its baselines, and writes them to `evaluation.json` and `report.md`.
+    """Prints the tables of the run and of its baselines, and writes them to `evaluation.json` and `report.md`, and the
+    users' ranks to `ranks_evaluation.parquet`.
 
     A baseline that was not trained is left out.
 
@@ -36,4 +40,4 @@ def _outcome(run: Run) -> Outcome:
 
     params = run.parameters()
     progress = load_params(run.workdir, "last")[1]["progress"]
-    return tested(run, params, progress["history"], progress["best_step"], progress["best_value"])
+    return tested(run, params, progress["history"], progress["best_step"], progress["best_value"], RANKS)

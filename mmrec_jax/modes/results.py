@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mmrec_jax.types import Params
 
 RANKS = "ranks_test.parquet"
+"""Ranks of the evaluation that belongs to `results.json`, which comparisons read."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,12 @@ class Outcome:
     training: dict[str, Any] = field(default_factory=dict)
 
 
-def tested(run: Run, params: Params, history: Sequence[Mapping], best_step: int, best_value: float) -> Outcome:
-    """The outcome of a trained run; writes each user's rank to `ranks_test.parquet`."""
+def tested(
+    run: Run, params: Params, history: Sequence[Mapping], best_step: int, best_value: float, ranks: str
+) -> Outcome:
+    """The outcome of a trained run; writes each user's rank to the file `ranks` of the workdir."""
     result = run.test(params)
-    result.write_ranks(run.workdir / RANKS, run.data.user_ids, run.data.item_ids)
+    result.write_ranks(run.workdir / ranks, run.data.user_ids, run.data.item_ids)
     # A program that was compiled within an epoch is no part of what an epoch takes.
     epochs = [entry["seconds"] for entry in history if not entry["recompilations"]]
     training = {

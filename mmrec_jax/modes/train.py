@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from mmrec_jax import experiment
-from mmrec_jax.modes.results import Outcome, popularity, report, show_users, tested
+from mmrec_jax.modes.results import RANKS, Outcome, popularity, report, show_users, tested
 from mmrec_jax.modes.run import Run
 from mmrec_jax.modes.warm import warm_parameters
 
@@ -47,4 +47,4 @@ def _train(run: Run) -> Outcome:
         fitted = fit(run.task, run.frozen, stream, training, run.workdir, description, warm_parameters(run))
     finally:
         stream.close()
-    return tested(run, fitted.params, fitted.history, fitted.best_step, fitted.best_value)
+    return tested(run, fitted.params, fitted.history, fitted.best_step, fitted.best_value, RANKS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +31,8 @@ def warm_parameters(run: Run) -> Params | None:
     from mmrec_jax.training import load_params, warm_start
 
     source = run.config.warm_start
+    if "{workdir}" in source:
+        source = os.path.normpath(source.replace("{workdir}", str(run.workdir)))
     if not source or is_trained(run.workdir):
         return None
     if not is_trained(Path(source)):

@@ -85,7 +85,7 @@ class UserConfig:
     Attributes:
         kind: `sasrec` (self-attention) or `gru` (GRU4Rec's gated recurrent unit).
         blocks: transformer blocks, or recurrent layers.
-        heads: attention heads of `sasrec`; must divide the model's width.
+        heads: attention heads of `sasrec`, and of no other kind; must divide the model's width.
         dropout: rate.
     """
 

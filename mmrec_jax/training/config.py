@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from mmrec_jax.errors import ConfigError
@@ -93,6 +94,11 @@ class TrainingConfig:
         for group in self.groups:
             if len(group) != 2 or not isinstance(group[0], str) or not float(group[1]) >= 0:
                 problems.append(f"training.groups: {group!r} is no (pattern, learning rate of at least 0) pair.")
+                continue
+            try:
+                re.compile(group[0])
+            except re.error as error:
+                problems.append(f"training.groups: {group[0]!r} is no regular expression ({error}).")
         if problems:
             raise ConfigError("\n".join(problems))
 

@@ -11,13 +11,17 @@ from mmrec_jax.errors import TrainingError
 
 
 @contextlib.contextmanager
-def only_training_in(directory: Path) -> Iterator[None]:
+def only_training_in(directory: Path, what: str = "training") -> Iterator[None]:
     """Holds a lock on a directory, which the operating system takes back however the process ends.
 
     Two trainings in one workdir would each remove what the other is saving.
 
+    Args:
+        directory: of which one process at a time may have the lock.
+        what: is under way there, for the message.
+
     Raises:
-        TrainingError: another process trains there.
+        TrainingError: another process has the lock.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / ".lock", "w") as file:
@@ -25,7 +29,7 @@ def only_training_in(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise TrainingError(
-                f"Another training is under way in {directory}: wait for it, end it, or choose another --workdir."
+                f"Another {what} is under way in {directory}: wait for it, end it, or choose another --workdir."
             ) from error
         except OSError:
             pass  # a file system without locks: nothing to hold, and nothing to refuse

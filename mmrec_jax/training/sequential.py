@@ -106,7 +106,7 @@ class CatalogueItems:
         """Parameters of the module for the table's modalities and widths; what it measures, it measures on at most
         `MEASURED` items spread over the catalogue.
         """
-        items = frozen.log_popularity.shape[0] - 1
+        items = (frozen.log_popularity.shape[0] if frozen.states is None else frozen.states.num_rows) - 1
         rows = np.linspace(1, items, min(items, MEASURED)).astype(np.int32)
         return self.module.init(rng, *self.inputs(frozen, jnp.asarray(rows)))["params"]
 

@@ -9,7 +9,7 @@ import pytest
 
 from mmrec_jax.comparison import jobs
 from mmrec_jax.main import command
-from tests.tiny_run import CONFIG, kept_programs
+from tests.tiny_run import CONFIG
 
 EPOCHS = ("training.epochs=1", "training.learning_curve=False", "evaluation.slices=False", "evaluation.bootstrap=0")
 
@@ -84,11 +84,11 @@ config.baseline = 'layers'
 
 
 @pytest.fixture(scope="session")
-def plain(shop, compiled, tmp_path_factory) -> Path:
+def plain(shop, tmp_path_factory) -> Path:
     """The workdir of a finished plain comparison of two methods and two seeds. Not to be changed."""
     folder = tmp_path_factory.mktemp("comparison")
     path = write_comparison(folder / "comparison.py", shop, PLAIN)
-    with pytest.MonkeyPatch.context() as patch, kept_programs(compiled):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs, "start", here)
         patch.setattr(jobs, "_POLL", 0)
         assert command(["mmrec_jax", "--mode=compare", f"--config={path}", f"--workdir={folder / 'compared'}"]) == 0

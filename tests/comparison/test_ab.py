@@ -11,7 +11,7 @@ import pytest
 from mmrec_jax.comparison.ab import overlap, wins
 from mmrec_jax.evaluation.ranking import MISS
 from tests.tiny_dataset import USERS, write_dataset
-from tests.tiny_run import arguments
+from tests.tiny_run import CONFIG, arguments
 
 
 @pytest.fixture
@@ -70,6 +70,8 @@ def test_runs_on_other_users_are_refused(ab, trained, shop, cli, tmp_path):
 def test_what_is_missing_is_said(ab, cli, tmp_path):
     code, _, err = cli(["mmrec_jax", "--mode=ab", f"--a={tmp_path}"])
     assert (code, "ab needs --a=DIR and --b=DIR" in err) == (2, True)
+    code, _, err = cli(["mmrec_jax", "--mode=ab", f"--a={tmp_path}", f"--b={tmp_path}", f"--config={CONFIG}:x"])
+    assert (code, "--config is not read by --mode=ab" in err) == (2, True)
     code, _, err, _ = ab(tmp_path, tmp_path)  # an empty folder
     assert (code, "is no workdir of a run" in err) == (2, True)
 

@@ -13,6 +13,7 @@ import pytest
 from mmrec_jax.evaluation.metrics import metrics
 from mmrec_jax.evaluation.ranking import MISS
 from mmrec_jax.training import load_params
+from mmrec_jax.training.lock import only_training_in
 from mmrec_jax.training.trees import named_leaves
 from tests.comparison.conftest import PLAIN
 from tests.tiny_dataset import ITEMS, USERS
@@ -96,6 +97,13 @@ def test_a_stopped_comparison_goes_on_and_another_seed_is_added(plain, compared,
     assert [row["seeds"] for row in content(workdir)["rows"]] == [[0, 1, 2], [0, 1, 2]]
 
 
+def test_a_second_comparison_in_the_same_workdir_is_refused(compared, begun, tmp_path):
+    with only_training_in(tmp_path / "compared", "comparison"):
+        _, code, _, err = compared(PLAIN)
+    assert (code, begun) == (2, [])
+    assert f"Another comparison is under way in {tmp_path / 'compared'}" in err
+
+
 def test_a_failed_run_is_reported_and_ends_no_other(compared):
     workdir, code, out, err = compared(
         "config.runs.broken = run(words, 'training.learning_rate=1e30')\nconfig.runs.words = run(words)"
@@ -129,9 +137,14 @@ def test_a_stage_begins_with_the_parameters_of_the_one_before(compared, begun):
     # Without a warm start the same seed begins with the same parameters, so the second of these stages is the first.
     assert {value["mean"] for value in rows[3]["differences"].values()} == {0}
     assert "the stage before" in one_line(out)
+    # Nothing is trained again where the whole folder lies somewhere else.
+    begun.clear()
+    moved = shutil.move(workdir, workdir.with_name("moved"))
+    assert compared(STAGED, workdir=moved)[1] == 0
+    assert begun == []
+    shutil.move(moved, workdir)
     # Where the first stage is taken away, the second is not one that began with it any more.
     shutil.rmtree(stages / "stage_1")
-    begun.clear()
     _, code, _, err = compared(STAGED)
     assert (code, begun) == (2, [])
     assert f"remove {stages / 'stage_2/seed_0'} as well" in one_line(err)
@@ -162,7 +175,14 @@ def test_metrics_are_computed_from_the_ranks_whatever_cut_offs_the_runs_had(comp
         ("config.runs.a = run(words, modalities=('sound',))", (), ["modality sound is not in its config, which has"]),
         ("config.runs['a b'] = run(words)", (), ["'a b' is no name of a folder"]),
         ("config.runs.a = 'words.py'", (), ["runs.a: write run('FILE.py', ...)"]),
-        (PLAIN, ("--config.ks=(31,)",), ["k = 31 is larger than the catalogue of 30 items"]),
+        (PLAIN, ("--config.ks=(31,)",), ["ks: k = 31 is larger than the catalogue of 30 items"]),
+        ("config.runs.a = run(words, 'evaluation.ks=(31,)')\nconfig.runs.c = run(words, 'evaluation.ks=(31,)')\n"
+         "config.runs.b = run(words, 'modalities.words.template={x}')", (),
+         ["a, c: evaluation.ks: k = 31 is larger", "b: template '{x}' names the column 'x'"]),
+        ("config.runs.a = run(words, 'training.groups=((\"items(\", 0.1),)')", (),
+         ["'items(' is no regular expression"]),
+        ("config.runs.a = run(words, 'training.groups=((\"itmes\", 0.1),)')", (),
+         ["training.groups: 'itmes' matches the beginning of no parameter path"]),
         (STAGED.replace("('words', 'picture')", "('picture',)"), (), ["may only add modalities"]),
     ],
 )  # fmt: skip

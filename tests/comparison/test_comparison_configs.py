@@ -20,15 +20,16 @@ SMALL = (
     "user.blocks=1",
     "training.learning_curve=False",
 )
+LAYERS = ("modalities.overview.layers=(2,6)", "modalities.poster.layers=(4,12)")
 
 
-def of_sample(name, tmp_path):
-    flags = [f"--workdir={tmp_path / 'run'}", f"--config.settings={SMALL}"]
+def of_sample(name, tmp_path, *settings):
+    flags = [f"--workdir={tmp_path / 'run'}", f"--config.settings={(*SMALL, *settings)}"]
     return ["mmrec_jax", "--mode=compare", f"--config={ROOT}/configs/{name}.py:smoke", *flags]
 
 
 def test_the_stages_of_the_sample_run_to_their_table(begun, cli, tmp_path):
-    code, out, err = cli(of_sample("staged", tmp_path))
+    code, out, err = cli(of_sample("staged", tmp_path, *LAYERS))
     assert code == 0, err
     content = json.loads((tmp_path / "run/comparison.json").read_text())
     assert len(begun) == len(content["rows"]) == 4
@@ -55,9 +56,9 @@ def test_the_methods_of_the_sample_come_as_far_as_their_trainings(monkeypatch, c
 
 
 @pytest.mark.slow
-def test_runs_are_processes_of_their_own(shop, trained, compiled, tmp_path):
+def test_runs_are_processes_of_their_own(shop, trained, tmp_path):
     argv = ["mmrec_jax", "--mode=compare", f"--configs={CONFIG}:{shop}", "--seeds=3", f"--workdir={tmp_path}"]
-    process = subprocess_of(argv, compiled, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess_of(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
     assert f"1/2 hidden states in {tmp_path / 'store'}: " in out

@@ -18,13 +18,14 @@ from mmrec_jax import Recommender, experiment, modes
 from mmrec_jax.adapters.peft_files import export_lora
 from mmrec_jax.config import method, resolve
 from mmrec_jax.errors import CheckpointError, ConfigError
+from mmrec_jax.live import LiveStream
 from mmrec_jax.modes.run import Run, open_run
 from mmrec_jax.training import load_params
 from mmrec_jax.training.manifest import describe
 from mmrec_jax.training.step import seed_keys
 from mmrec_jax.training.trees import named_leaves
-from tests.tiny_dataset import NO_PICTURE
-from tests.tiny_run import CONFIG, kept_programs
+from tests.tiny_dataset import NO_PICTURE, write_picture
+from tests.tiny_run import CONFIG
 
 METHODS = {"words": {"kind": "lora", "rank": 2, "dropout": 0.1}, "picture": {"kind": "houlsby", "bottleneck": 4}}
 
@@ -35,18 +36,12 @@ def config_of(shop: Path, methods: dict | None = None, only: str = ""):
         config.methods[name] = method(**settings)
     config.baselines = ()
     config.training.epochs = 2
-    config.training.compilation_cache_dir = "off"  # `kept_programs` has set it up
+    config.training.compilation_cache_dir = "off"  # the tests have set it up
     return config
 
 
-@pytest.fixture(scope="module", autouse=True)
-def programs(compiled):
-    with kept_programs(compiled):
-        yield
-
-
 @pytest.fixture(scope="module")
-def live(shop, programs, tmp_path_factory) -> Run:
+def live(shop, tmp_path_factory) -> Run:
     """A finished run of side adapters over two live backbones with methods in them."""
     run = open_run(config_of(shop, METHODS), tmp_path_factory.mktemp("live") / "run", trains=True)
     before = {name: jax.tree.map(np.array, tree) for name, tree in run.frozen.live.backbones.items()}
@@ -176,6 +171,8 @@ def test_a_training_begins_with_lora_that_peft_may_have_written(live: Run, shop:
     run = open_run(config_of(shop, settings, "words"), tmp_path / "run")
     begun = run.task.init(jax.random.key(0), run.frozen)
     jax.tree.map(np.testing.assert_array_equal, begun["embedded"]["words"], added)
+    settings["words"]["layers"] = (0, 1, 2)  # all of them, by number
+    assert experiment.load_live(resolve(config_of(shop, settings, "words"))) is not None
     settings["words"]["rank"] = 3
     with pytest.raises(ConfigError, match=r"holds LoRA of other settings: set targets=.*, rank=2"):
         experiment.load_live(resolve(config_of(shop, settings, "words")))
@@ -207,3 +204,46 @@ def test_raw_inputs_are_made_once(shop: Path, tmp_path: Path) -> None:
     again = replace(run)
     np.testing.assert_array_equal(again.live_catalogue.inputs["picture"].values, inputs.values)
     assert (folder / "values.bin").stat().st_mtime_ns == stamp
+
+
+def test_raw_inputs_are_made_anew_of_a_picture_that_was_exchanged(shop: Path, tmp_path: Path) -> None:
+    config = config_of(shop, {"picture": {"kind": "frozen"}})
+    config.data.source = str(shutil.copytree(shop / "data", tmp_path / "data"))
+    run = open_run(config, tmp_path / "run")
+    before = np.array(run.live_catalogue.inputs["picture"].values)
+    write_picture(tmp_path / "data/pictures/i07.png", 1000)
+    after = replace(run).live_catalogue.inputs["picture"]
+    row = int(np.flatnonzero(run.data.item_ids == "i07")[0])
+    changed = np.flatnonzero(after.values != before)
+    assert after.starts[row] <= changed.min() <= changed.max() < after.starts[row + 1]
+    shutil.move(tmp_path / "data/pictures", tmp_path / "elsewhere")  # what cannot be asked is taken as it was
+    np.testing.assert_array_equal(replace(run).live_catalogue.inputs["picture"].values, after.values)
+
+
+def test_a_training_that_was_stopped_within_an_epoch_ends_with_the_bits_of_one_that_was_not(
+    live: Run, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(shop, METHODS)
+    config.training.checkpoint_every_steps = 1
+    steps, given = load_params(live.workdir, "last")[1]["progress"]["step"], []
+
+    def stops(stream: LiveStream):
+        given.append(None)
+        if len(given) == steps - 1:
+            raise KeyboardInterrupt
+        return following(stream)
+
+    following = LiveStream.__next__
+    with monkeypatch.context() as patch:
+        patch.setattr(LiveStream, "__next__", stops)
+        with pytest.raises(KeyboardInterrupt):
+            modes.train(open_run(config, tmp_path / "run", trains=True))
+    position = load_params(tmp_path / "run", "last")[1]["progress"]
+    assert 0 < position["step"] < steps
+    assert position["step"] % position["batches_per_epoch"] != 0
+    modes.train(open_run(config, tmp_path / "run", trains=True))
+    for which in ("best", "last"):
+        ours, theirs = (named_leaves(load_params(place, which)[0]) for place in (tmp_path / "run", live.workdir))
+        assert ours.keys() == theirs.keys()
+        for name, leaf in ours.items():
+            np.testing.assert_array_equal(leaf, theirs[name], err_msg=name)

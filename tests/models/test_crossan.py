@@ -12,7 +12,7 @@ from mmrec_jax.errors import ConfigError
 from mmrec_jax.fusion import FUSIONS, FusionConfig
 from mmrec_jax.sequence import SasRec, SasRecConfig
 from mmrec_jax.systems.crossan import Crossan, CrossanConfig
-from tests.models.helpers import crossan, hidden, random_params
+from tests.models.helpers import applied, begun, crossan, hidden, random_params
 from tests.models.reference import block, crossan_item
 
 NAMES = ("text", "image", "audio")
@@ -32,7 +32,7 @@ def test_item_vectors_equal_the_equations(count, complete):
     params = random_params(module, states)
     if count == 1:
         params["fusion"] |= {"gate_text_from_text": jnp.zeros(4), "gate_text_bias": jnp.zeros(())}
-    result = module.apply({"params": params}, states)
+    result = applied(module, params, states)
     plain = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     for row in range(5):
         vector, weights = crossan_item(plain, numpy_states(states, row, names), names)
@@ -48,7 +48,7 @@ def test_an_absent_modality_is_as_if_the_model_had_never_had_it(seed, absent):
     states = hidden(NAMES, present=present, seed=seed)
     module = crossan(NAMES)
     params = random_params(module, states, seed)
-    result = module.apply({"params": params}, states)
+    result = applied(module, params, states)
     plain = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     kept = [name for name in NAMES if name not in absent]
     vector, weights = crossan_item(plain, numpy_states(states, 1, kept), NAMES)
@@ -60,7 +60,7 @@ def test_an_absent_modality_is_as_if_the_model_had_never_had_it(seed, absent):
             np.testing.assert_allclose(result.weights[1, column], weights[name], rtol=5e-5, atol=5e-6)
     # Whatever lies in the absent modality's place is never read.
     noise = {name: tuple(layer.at[1].set(1e6) for layer in states.values[name]) for name in absent}
-    other = module.apply({"params": params}, states.replace(values=states.values | noise))
+    other = applied(module, params, states.replace(values=states.values | noise))
     np.testing.assert_array_equal(other.vector, result.vector)
 
 
@@ -68,8 +68,8 @@ def test_an_absent_modality_is_as_if_the_model_had_never_had_it(seed, absent):
 def test_masked_and_unmasked_paths_agree_where_everything_is_present(fusion):
     module, states = crossan(NAMES, fusion=fusion), hidden(NAMES)
     params = random_params(module, states)
-    with_masks = module.apply({"params": params}, states)
-    without = module.apply({"params": params}, states.replace(complete=True))
+    with_masks = applied(module, params, states)
+    without = applied(module, params, states.replace(complete=True))
     # the same sums in another order
     np.testing.assert_allclose(with_masks.vector, without.vector, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(with_masks.weights, without.weights, rtol=1e-5, atol=1e-6)
@@ -80,7 +80,7 @@ def test_every_fusion_gives_an_absent_modality_no_weight(fusion):
     present = {"image": np.array([True, False, True, False, True])}
     states = hidden(NAMES[:2], present=present)
     module = crossan(NAMES[:2], fusion=fusion)
-    result = module.apply({"params": random_params(module, states)}, states)
+    result = applied(module, random_params(module, states), states)
     assert (np.asarray(result.weights)[[1, 3], 1] == 0).all()
     np.testing.assert_allclose(np.asarray(result.weights).sum(1), 1, rtol=1e-6)
 
@@ -99,7 +99,7 @@ def test_one_modality_is_the_intra_modal_tower_of_iisan():
     projected = side @ np.asarray(params["project_text"]["kernel"]).T + np.asarray(params["project_text"]["bias"])
     from mmrec_jax.adapters import CrossModalTowers
 
-    towers = CrossModalTowers(module.config.tower).apply({"params": adapters}, states)
+    towers = applied(CrossModalTowers(module.config.tower), adapters, states)
     np.testing.assert_allclose(
         towers["text"] @ params["project_text"]["kernel"].T + params["project_text"]["bias"],
         projected,
@@ -113,7 +113,7 @@ def test_gates_start_with_half_of_the_weight_on_the_backbone(gate):
     from mmrec_jax.adapters.gates import source_weights
 
     states = hidden(NAMES)
-    params = crossan(NAMES, gate=gate).init(jax.random.key(0), states)["params"]["adapters"]
+    params = begun(crossan(NAMES, gate=gate), states)["adapters"]
     logits = jnp.stack([params[f"gate_text_{source}"][0] for source in ("backbone", *NAMES)])
     weights = source_weights(logits, 0.1, gate, jnp.ones(4, bool))
     np.testing.assert_allclose(weights, [0.5, 1 / 6, 1 / 6, 1 / 6], rtol=1e-5)  # float32 exp
@@ -136,9 +136,9 @@ def test_each_switch_changes_the_model_and_trains(switch):
     module = crossan(NAMES[:2], **switch)
     params = random_params(module, states)
     plain = crossan(NAMES[:2])
-    default = plain.apply({"params": random_params(plain, states)}, states).vector
-    assert not np.allclose(module.apply({"params": params}, states).vector, default)
-    grads = jax.grad(lambda p: jnp.sum(module.apply({"params": p}, states).vector ** 2))(params)
+    default = applied(plain, random_params(plain, states), states).vector
+    assert not np.allclose(applied(module, params, states).vector, default)
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(module.apply({"params": p}, states).vector ** 2)))(params)
     unused = {path for path, leaf in _named(grads).items() if not np.any(leaf)}
     allowed = {path for path in _named(grads) if "gate_" in path} if switch.get("gate") == "add" else set()
     assert unused <= allowed
@@ -198,8 +198,8 @@ def test_item_order_does_not_matter():
     turned = jax.tree.map(lambda leaf: leaf[order], states)
     # matrix products of permuted rows may sum in another order
     np.testing.assert_allclose(
-        module.apply({"params": params}, turned).vector,
-        np.asarray(module.apply({"params": params}, states).vector)[order],
+        applied(module, params, turned).vector,
+        np.asarray(applied(module, params, states).vector)[order],
         rtol=1e-5,
         atol=1e-6,
     )
@@ -224,7 +224,7 @@ def test_impossible_settings_are_refused(wrong):
 def _tower(module, params, states):
     from mmrec_jax.adapters import CrossModalTowers
 
-    return CrossModalTowers(module.config.tower).apply({"params": params["adapters"]}, states)
+    return applied(CrossModalTowers(module.config.tower), params["adapters"], states)
 
 
 def _named(tree):

@@ -15,7 +15,7 @@ from mmrec_jax.errors import ConfigError
 from mmrec_jax.sequence import SasRec, SasRecConfig
 from mmrec_jax.systems import CatalogueShape, StateShape, build, reads
 from mmrec_jax.types import HiddenStates
-from tests.models.helpers import hidden, random_params
+from tests.models.helpers import applied, hidden, random_params
 from tests.models.reference_systems import iisan_item
 
 NAMES = ("text", "image")
@@ -51,7 +51,7 @@ def plain(tree):
 
 
 def check_items(module, params, states, order, **switches):
-    result = module.apply({"params": params}, states)
+    result = applied(module, params, states)
     for row in range(5):
         one = {name: [layer[row] for layer in plain(states.values[name])] for name in order}
         expected = iisan_item(plain(params), one, order, **switches)
@@ -86,8 +86,8 @@ def test_item_vectors_equal_versas_equations(shapes):
     module, states = encoder("iisan_versa", shapes), states_of(shapes, complete=True)
     params = random_params(module, states)
     check_items(module, params, states, NAMES, narrow=True)
-    without = module.apply({"params": params}, states).vector
-    masked = module.apply({"params": params}, HiddenStates(states.values, states.present, complete=False)).vector
+    without = applied(module, params, states).vector
+    masked = applied(module, params, HiddenStates(states.values, states.present, complete=False)).vector
     np.testing.assert_allclose(masked, without, rtol=1e-5, atol=1e-6)  # the same sums in another order
 
 
@@ -114,11 +114,11 @@ def test_an_absent_modality_leaves_the_inter_tower_to_the_other_and_has_no_weigh
     absent = states.present | {"image": jnp.array([True, False, True, True, True])}
     states = HiddenStates(states.values, absent)
     params = random_params(module, states)
-    result = module.apply({"params": params}, states)
+    result = applied(module, params, states)
     assert result.weights.shape == (5, 3)
     assert (np.asarray(result.weights[:, 1]) == [result.weights[0, 1], 0, *result.weights[2:, 1]]).all()
     noise = {"image": tuple(layer.at[1].set(1e6) for layer in states.values["image"])}
-    other = module.apply({"params": params}, HiddenStates(states.values | noise, states.present))
+    other = applied(module, params, HiddenStates(states.values | noise, states.present))
     np.testing.assert_array_equal(other.vector, result.vector)  # what lies in its place is never read
 
 
@@ -161,7 +161,7 @@ def test_states_of_a_trained_backbone_are_given_gradients():
 
     def loss(values, trained):
         states = HiddenStates(values, present, complete=True, trained=trained)
-        return jnp.sum(module.apply({"params": params}, states).vector ** 2)
+        return jnp.sum(applied(module, params, states).vector ** 2)
 
     gradients = {trained: jax.grad(loss)(states.values, trained) for trained in (False, True)}
     assert not np.any(gradients[False]["text"][0])
@@ -180,7 +180,7 @@ def test_the_linear_head_reads_what_it_is_told_to(which):
         vector = read @ numbers[f"project_{name}"]["kernel"] + numbers[f"project_{name}"]["bias"]
         expected = expected + vector @ numbers["fusion"][f"kernel_{name}"]
     # float32 against float64
-    np.testing.assert_allclose(module.apply({"params": params}, states).vector, expected, rtol=5e-5, atol=5e-6)
+    np.testing.assert_allclose(applied(module, params, states).vector, expected, rtol=5e-5, atol=5e-6)
 
 
 def test_ids_and_content_are_added():
@@ -188,7 +188,7 @@ def test_ids_and_content_are_added():
     states, rows = states_of(EQUAL, complete=True), jnp.array([3, 1, 5, 0, 3])
     params = made.init(jax.random.key(0), states, rows)["params"]
     content = encoder("linear", EQUAL).apply({"params": params["content"]}, states)
-    result = made.apply({"params": params}, states, rows)
+    result = applied(made, params, states, rows)
     np.testing.assert_allclose(
         result.vector, content.vector + params["ids"]["embedding"][rows], rtol=1e-6, atol=1e-6
     )  # one addition

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +43,7 @@ def fitted(backbone: Backbone, inputs, random: bool = False, **settings) -> tupl
     names = trained_names(config, backbone.sizes.depth, own, every, "the backbone")
     frozen = split(backbone.params, names)[1]
     if config.kind in ADDING:
-        trained = split(model.init(jax.random.key(0), inputs)["params"], names)[0]
+        trained = jax.jit(lambda key: split(model.init(key, inputs)["params"], names)[0])(jax.random.key(0))
     else:
         trained = start_of(backbone.params, names)
     if random:
@@ -50,6 +52,7 @@ def fitted(backbone: Backbone, inputs, random: bool = False, **settings) -> tupl
     return model, trained, frozen
 
 
+@partial(jax.jit, static_argnums=0)
 def states_of(model: nn.Module, trained: Params, frozen: Params, inputs, **more) -> tuple[jax.Array, ...]:
     return model.apply({"params": join(trained, frozen)}, inputs, **more)
 
@@ -75,7 +78,7 @@ def test_a_method_starts_as_the_pretrained_backbone_and_every_trained_leaf_gets_
         return sum(jnp.square(state[:, :2] - 0.1).mean() for state in states_of(model, trained, frozen, inputs))
 
     moved = jax.tree.map(lambda leaf: leaf + 0.01 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), trained)
-    for path, gradient in traverse_util.flatten_dict(jax.grad(loss)(moved), sep="/").items():
+    for path, gradient in traverse_util.flatten_dict(jax.jit(jax.grad(loss))(moved), sep="/").items():
         # A bias of the keys adds the same to all scores of a query, which the softmax takes away again.
         assert np.abs(gradient).max() > 0 or "key/dense/bias" in path, path
 

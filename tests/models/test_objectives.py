@@ -1,5 +1,7 @@
 """Objectives: equal to the written-out loss, blind to padding and order, and each different from the others."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,14 +61,22 @@ FROZEN = SequentialFrozen(None, log_popularity(COUNTS))
 
 
 def params_of(task, seed=3):
-    params = task.init(jax.random.key(0), FROZEN)
+    params = jax.jit(task.init)(jax.random.key(0), FROZEN)
     rng = np.random.default_rng(seed)
     params["items"]["embedding"] = jnp.asarray(rng.standard_normal((ITEMS + 1, WIDTH)), jnp.float32)
     return params
 
 
 def loss_of(task, sequences=SEQUENCES, size=16, seed=0):
-    return float(loss(task, params_of(task), batch_of(sequences, size), jax.random.key(seed)))
+    return float(
+        jax.jit(loss, static_argnums=0)(task, params_of(task), batch_of(sequences, size), jax.random.key(seed))
+    )
+
+
+def users_of(task, params, table, mask):
+    items = jnp.asarray(table[SEQUENCES[:, :-1]], jnp.float32)
+    encode = jax.jit(partial(SasRec(task.user).apply, train=False))
+    return encode({"params": params["users"]}, items, mask)
 
 
 def loss(task, params, batch, rng):
@@ -78,9 +88,7 @@ def test_distinct_items_with_counts_equal_the_loss_over_all_occurrences():
     params = params_of(task)
     table = np.asarray(params["items"]["embedding"], np.float64)
     mask = SEQUENCES[:, :-1] > 0
-    users = SasRec(task.user).apply(
-        {"params": params["users"]}, jnp.asarray(table[SEQUENCES[:, :-1]], jnp.float32), mask, train=False
-    )
+    users = users_of(task, params, table, mask)
     shares = {item: count / COUNTS.sum() for item, count in enumerate(COUNTS) if count}
     expected = in_batch_loss(np.asarray(users, np.float64), table, SEQUENCES, shares)
     assert loss_of(task) == pytest.approx(expected, rel=1e-5)
@@ -109,15 +117,7 @@ def test_full_softmax_is_cross_entropy_over_the_catalogue_without_the_own_histor
     task = task_of("full_softmax")
     params = params_of(task)
     table = np.asarray(params["items"]["embedding"], np.float64)
-    users = np.asarray(
-        SasRec(task.user).apply(
-            {"params": params["users"]},
-            jnp.asarray(table[SEQUENCES[:, :-1]], jnp.float32),
-            SEQUENCES[:, :-1] > 0,
-            train=False,
-        ),
-        np.float64,
-    )
+    users = np.asarray(users_of(task, params, table, SEQUENCES[:, :-1] > 0), np.float64)
     losses = []
     for b, sequence in enumerate(SEQUENCES):
         for j in range(LENGTH):
@@ -186,7 +186,7 @@ def test_every_objective_learns_a_repeating_pattern(kind):
     for number in range(80):
         params, state = step(params, state, jax.random.key(number))
     vectors = params["items"]["embedding"]
-    users = task.user_vectors(params, vectors, jnp.asarray(chain[:, :-1], jnp.int32))
+    users = jax.jit(task.user_vectors)(params, vectors, jnp.asarray(chain[:, :-1], jnp.int32))
     scores = np.array(users @ task.score_vectors(vectors).T)
     scores[:, 0] = -np.inf
     for row, sequence in enumerate(chain):
@@ -198,5 +198,5 @@ def test_a_learned_scale_is_a_parameter_and_changes_the_scores():
     task = task_of(scoring=ScoringConfig("cosine", 5.0, learn_scale=True))
     params = params_of(task)
     assert float(jnp.exp(params["scale"]["log"])) == pytest.approx(5.0)
-    grads = jax.grad(lambda p: loss(task, p, batch_of(SEQUENCES), jax.random.key(0)))(params)
+    grads = jax.jit(jax.grad(lambda p: loss(task, p, batch_of(SEQUENCES), jax.random.key(0))))(params)
     assert float(grads["scale"]["log"]) != 0

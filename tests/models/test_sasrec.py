@@ -1,5 +1,7 @@
 """The user encoder: causal, blind to padding, and equal to a plain-numpy version."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,11 @@ def setup(config=CONFIG, seed=0):
     items = jnp.asarray(rng.standard_normal((3, config.length, config.width)), jnp.float32)
     mask = jnp.asarray([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]], bool)
     return module, params, items, mask
+
+
+@partial(jax.jit, static_argnums=0)
+def encoded(module, params, items, mask):
+    return module.apply({"params": params}, items, mask, train=False)
 
 
 def numpy_sasrec(params, x, mask, config):
@@ -59,7 +66,7 @@ def numpy_sasrec(params, x, mask, config):
 
 def test_equals_the_written_out_transformer():
     module, params, items, mask = setup()
-    result = module.apply({"params": params}, items, mask, train=False)
+    result = encoded(module, params, items, mask)
     plain = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     for row in range(3):
         expected = numpy_sasrec(plain, np.asarray(items[row], np.float64), np.asarray(mask[row]), CONFIG)
@@ -69,17 +76,17 @@ def test_equals_the_written_out_transformer():
 
 def test_later_items_and_padding_change_nothing():
     module, params, items, mask = setup()
-    result = module.apply({"params": params}, items, mask, train=False)
-    later = module.apply({"params": params}, items.at[:, 4:].set(9.0), mask, train=False)
+    result = encoded(module, params, items, mask)
+    later = encoded(module, params, items.at[:, 4:].set(9.0), mask)
     np.testing.assert_allclose(result[1, :4], later[1, :4], rtol=1e-5, atol=1e-6)  # sum order
-    padded = module.apply({"params": params}, items.at[0, :2].set(9.0), mask, train=False)
+    padded = encoded(module, params, items.at[0, :2].set(9.0), mask)
     np.testing.assert_allclose(result[0, 2:], padded[0, 2:], rtol=1e-5, atol=1e-6)
 
 
 def test_a_shorter_history_uses_the_last_positions():
     module, params, items, mask = setup()
-    whole = module.apply({"params": params}, items, mask, train=False)[0, -1]
-    short = module.apply({"params": params}, items[:, 2:], mask[:, 2:], train=False)[0, -1]
+    whole = encoded(module, params, items, mask)[0, -1]
+    short = encoded(module, params, items[:, 2:], mask[:, 2:])[0, -1]
     np.testing.assert_allclose(whole, short, rtol=1e-5, atol=1e-6)
 
 
@@ -96,7 +103,7 @@ def test_named_steps_give_what_the_whole_histories_give():
 
     @jax.jit
     def of_all(params, items):
-        return module.apply({"params": params}, items, mask, train=False)[real]
+        return encoded(module, params, items, mask)[real]
 
     np.testing.assert_allclose(of_steps(params, chosen), of_all(params, items), rtol=1e-5, atol=1e-6)  # sum order
     weights = jnp.asarray(np.random.default_rng(1).standard_normal((int(mask.sum()), CONFIG.width)), jnp.float32)

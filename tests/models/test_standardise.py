@@ -12,17 +12,17 @@ from mmrec_jax.modes.results import trained_parameters
 from mmrec_jax.store.table import StateTable
 from mmrec_jax.systems.crossan import Crossan
 from mmrec_jax.training.sequential import CatalogueItems, SequentialFrozen
-from tests.models.helpers import crossan, hidden
+from tests.models.helpers import applied, begun, crossan, hidden
 
 NAMES = ("text", "image")
 
 
 def measured(states):
-    return Standardise().init(jax.random.key(0), states)["params"]
+    return begun(Standardise(), states)
 
 
 def standardised(states):
-    return Standardise().apply({"params": measured(states)}, states)
+    return applied(Standardise(), measured(states), states)
 
 
 def test_layers_of_any_scale_come_out_with_mean_zero_and_mean_square_one():
@@ -44,7 +44,7 @@ def test_a_backbone_of_another_scale_makes_the_same_item_vectors():
     module = Crossan(replace(plain.config, standardise=True))
 
     def fresh(module, states):
-        return module.apply(module.init(jax.random.key(0), states), states).vector
+        return applied(module, begun(module, states), states).vector
 
     np.testing.assert_allclose(fresh(module, states), fresh(module, louder), rtol=1e-4, atol=1e-5)  # float32
     assert not np.allclose(fresh(plain, states), fresh(plain, louder), rtol=0.1)
@@ -70,8 +70,8 @@ def test_absent_items_are_not_measured():
 def test_what_was_measured_is_never_trained():
     states = hidden(NAMES)
     module = Crossan(replace(crossan(NAMES).config, standardise=True))
-    params = module.init(jax.random.key(0), states)["params"]
-    grads = jax.grad(lambda p: jnp.sum(module.apply({"params": p}, states).vector ** 2))(params)
+    params = begun(module, states)
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(module.apply({"params": p}, states).vector ** 2)))(params)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads["standardise"]))
     assert np.any(grads["project_image"]["kernel"])
 
@@ -82,11 +82,19 @@ def test_the_whole_catalogue_but_the_padding_row_is_measured(items):
     padded = tuple(x.at[0].set(1e6) for x in states.values["text"])
     table = StateTable({"text": padded}, {}, {"text": jnp.arange(items + 1) > 0}, complete=True)
     module = Crossan(replace(crossan(["text"]).config, standardise=True))
-    params = CatalogueItems(module).init(jax.random.key(0), SequentialFrozen(table, jnp.zeros(items + 1)))
+    frozen = SequentialFrozen(table, jnp.zeros(items + 1))
+    params = jax.jit(CatalogueItems(module).init)(jax.random.key(0), frozen)
     for k, layer in enumerate(padded):
         np.testing.assert_allclose(
             params["standardise"][f"text_{k}"]["mean"], np.asarray(layer)[1:].mean(0), rtol=1e-5, atol=1e-6
         )  # float32 sums
+
+
+def test_rows_that_the_table_does_not_have_are_not_read():
+    # As where live backbones give the states, and one item stands for the shapes of all.
+    table = StateTable({"text": (jnp.asarray([[9.0], [2.0]]),)}, {}, {"text": jnp.arange(2) > 0}, complete=True)
+    read = CatalogueItems(Standardise()).init(jax.random.key(0), SequentialFrozen(table, jnp.zeros(5000)))
+    assert read["text_0"]["mean"].tolist() == [2.0]
 
 
 def test_only_what_is_trained_counts_as_a_parameter():

@@ -44,7 +44,7 @@ def test_a_module_elsewhere_is_a_system_without_a_change_here(tmp_path, monkeypa
     table = StateTable({"text": (jnp.ones((6, 3)),)}, {}, {"text": jnp.arange(6) > 0}, complete=True)
     task = build_task(resolve(config("my_shop_towers.mean")), table, 6)
     frozen = SequentialFrozen(table, jnp.zeros(6))
-    params = task.init(jax.random.key(0), frozen)
+    params = jax.jit(task.init)(jax.random.key(0), frozen)
     rows = jnp.array([1, 2])
     vectors = task.item_vectors(params, task.item_encoder.inputs(frozen, rows)).vector
     kernel = params["items"]["Dense_0"]["kernel"]
@@ -67,6 +67,7 @@ def test_every_page_holds_a_system_whose_switches_are_keys_of_the_model():
         (config("sasrec"), "knows items by id only: it takes no modalities"),
         (config("sasrec", (), kind="gru"), "take model.system='gru4rec'"),
         (config("gru4rec", ()), "needs user.kind='gru'"),
+        (config("gru4rec", (), kind="gru", heads=4), "user.heads=4 means nothing to user.kind='gru'"),
         (config("crossan", kind="lstm"), "user.kind='lstm': choose sasrec or gru"),
     ],
 )

@@ -40,6 +40,7 @@ def test_a_config_runs_to_its_results(name, cli, shop, tmp_path):
         ]
     elif name in ("crossan", "iisan", "iisan_versa", "frozen", "sasrec_content"):
         argument = ":smoke"  # on the embedded sample, with its own store
+        flags = ["--config.modalities.overview.layers=(2,6)", "--config.modalities.poster.layers=(4,12)"]
     elif name == "scientific":
         flags = [
             f"--config.data.source={write_sequences(tmp_path / 'data')}",

@@ -39,12 +39,12 @@ def outcome(workdir):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_through_the_command_line_ends_bit_for_bit_the_same(shop, trained, compiled, tmp_path):
+def test_killed_at_random_moments_through_the_command_line_ends_bit_for_bit_the_same(shop, trained, tmp_path):
     store = f"--config.store={trained / 'store'}"
     started = {"stdout": subprocess.DEVNULL}
 
     def start(workdir):
-        return subprocess_of(arguments(shop, workdir, *LONGER, store), compiled, **started)
+        return subprocess_of(arguments(shop, workdir, *LONGER, store), **started)
 
     def kill_after(process, path, delay):
         while process.poll() is None and not path.exists():

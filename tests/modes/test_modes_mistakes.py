@@ -85,16 +85,16 @@ def test_config_files_that_cannot_be_loaded_are_named_with_the_line(refused, tmp
     assert "takes no argument" in loaded(f"{config_file(path, '    return config')}:big")
 
 
-def test_a_mistake_ends_a_process_with_code_2_and_help_comes_fast(compiled):
+def test_a_mistake_ends_a_process_with_code_2_and_help_comes_fast():
     import subprocess
     import time
 
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess_of(["mmrec_jax", "--config=gone.py"], compiled, **options)
+    process = subprocess_of(["mmrec_jax", "--config=gone.py"], **options)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (2, "", "ConfigError: --config=gone.py: there is no such file.\n")
     start = time.perf_counter()
-    process = subprocess_of(["mmrec_jax", "--help", f"--config={CONFIG}:nowhere"], compiled, **options)
+    process = subprocess_of(["mmrec_jax", "--help", f"--config={CONFIG}:nowhere"], **options)
     out, _ = process.communicate(timeout=60)
     assert time.perf_counter() - start < 3  # what the project promises; it takes some 0.2 s
     assert process.returncode == 0

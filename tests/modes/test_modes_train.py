@@ -94,12 +94,18 @@ def test_evaluating_a_finished_workdir_needs_no_config_and_gives_the_same_metric
 
 
 def test_evaluation_may_change_on_a_finished_run(copied, shop, cli):
-    kept = (copied / "config.json").read_text()
-    code, out, _ = cli(arguments(shop, copied, "--mode=evaluate", "--config.evaluation.ks=(3,)"))
+    kept, ranks = (copied / "config.json").read_text(), (copied / "ranks_test.parquet").read_bytes()
+    flags = ("--config.evaluation.ks=(3,)", "--config.evaluation.mask_history=False")
+    code, out, _ = cli(arguments(shop, copied, "--mode=evaluate", *flags))
     assert code == 0
     assert "evaluation.ks: [5, 10] there, [3] now" in " ".join(out.split())
-    assert "HR@3" in results(copied, "evaluation")["models"]["sasrec"]["test"]["metrics"]
+    found = results(copied, "evaluation")["models"]
+    assert "HR@3" in found["sasrec"]["test"]["metrics"]
     assert (copied / "config.json").read_text() == kept
+    # The ranks of the training stay beside its results: a comparison reads them.
+    assert (copied / "ranks_test.parquet").read_bytes() == ranks
+    hits = pl.read_parquet(copied / "ranks_evaluation.parquet")["rank"].to_numpy() <= 3
+    assert np.mean(hits) == pytest.approx(found["shop"]["test"]["metrics"]["HR@3"], abs=1e-12)
 
 
 def test_a_finished_run_called_again_trains_nothing_and_finds_the_same(copied, shop, cli):

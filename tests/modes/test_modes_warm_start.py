@@ -16,14 +16,12 @@ ADDED = ("--config.training.learning_rate=1e-30", "--config.model.bottlenecks=((
 
 
 @pytest.fixture(scope="module")
-def words(shop, trained, compiled, tmp_path_factory):
+def words(shop, trained, tmp_path_factory):
     """The workdir of a finished run that reads the texts only."""
     from mmrec_jax.main import command
-    from tests.tiny_run import kept_programs
 
     workdir = tmp_path_factory.mktemp("words") / "run"
-    with kept_programs(compiled):
-        assert command(arguments(shop, workdir, *QUICK, f"--config.store={trained / 'store'}", only="words")) == 0
+    assert command(arguments(shop, workdir, *QUICK, f"--config.store={trained / 'store'}", only="words")) == 0
     return workdir
 
 

@@ -15,20 +15,12 @@ from mmrec_jax.modes.train import id_run
 from mmrec_jax.serving import Recommender
 from tests.tiny_backbones import golden, golden_weights, write_backbone
 from tests.tiny_dataset import ITEMS, NO_PICTURE, catalogue, item_ids, write_picture
-from tests.tiny_run import kept_programs
-
-
-@pytest.fixture(autouse=True)
-def _kept_programs(compiled):
-    with kept_programs(compiled):
-        yield
 
 
 @pytest.fixture(scope="module")
-def loaded(trained, compiled):
+def loaded(trained):
     """The recommender of the finished run; not to be added to."""
-    with kept_programs(compiled):
-        return Recommender.load(trained)
+    return Recommender.load(trained)
 
 
 @pytest.fixture

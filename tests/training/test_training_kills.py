@@ -20,10 +20,9 @@ PROGRAM = Path(__file__).parent / "toy.py"
 SETTINGS = {"epochs": 5, "checkpoint_every_steps": 2, "ema_decay": 0.9, "clip_norm": 1.0, "patience": 0}
 
 
-def start(workdir: Path, compiled: Path) -> subprocess.Popen:
-    settings = {**SETTINGS, "compilation_cache_dir": str(compiled)}
+def start(workdir: Path) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[2])}
-    return subprocess.Popen([sys.executable, str(PROGRAM), str(workdir), json.dumps(settings)], env=environment)
+    return subprocess.Popen([sys.executable, str(PROGRAM), str(workdir), json.dumps(SETTINGS)], env=environment)
 
 
 def kill_while_saving(process: subprocess.Popen, workdir: Path, delay: float) -> bool:
@@ -66,9 +65,9 @@ def outcome(workdir: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_and_while_saving_ends_bit_for_bit_the_same(tmp_path, compilation_cache):
+def test_killed_at_random_moments_and_while_saving_ends_bit_for_bit_the_same(tmp_path):
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    assert start(undisturbed, compilation_cache).wait() == 0
+    assert start(undisturbed).wait() == 0
 
     moments = random.Random()
     kills = [
@@ -80,12 +79,12 @@ def test_killed_at_random_moments_and_while_saving_ends_bit_for_bit_the_same(tmp
     ]
     killed = []
     for kill, delay in kills:
-        process = start(disturbed, compilation_cache)
+        process = start(disturbed)
         if not kill(process, disturbed, delay):
             assert process.returncode == 0
             break
         killed.append((kill.__name__, delay))
     assert len(killed) >= 3, f"the run ended too soon to be killed often enough: {killed}"
-    assert start(disturbed, compilation_cache).wait() == 0
+    assert start(disturbed).wait() == 0
     assert outcome(disturbed) == outcome(undisturbed), killed
     assert not list((disturbed / "checkpoints").glob("*tmp*"))

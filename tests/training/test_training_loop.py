@@ -14,6 +14,7 @@ from mmrec_jax.training import load_params, loop
 from mmrec_jax.training.checkpoints import Checkpoints
 from mmrec_jax.training.manifest import checksums
 from mmrec_jax.training.trees import host_copy
+from tests.tiny_run import kept_programs
 
 
 class Scripted(toy.ToyTask):
@@ -205,6 +206,7 @@ def test_a_second_training_in_the_same_workdir_is_refused(tmp_path):
     toy.train(tmp_path, epochs=2)
 
 
-def test_compiled_programs_can_be_kept_on_disk(tmp_path):
-    toy.train(tmp_path / "run", compilation_cache_dir=str(tmp_path / "cache"))
+def test_compiled_programs_can_be_kept_on_disk(tmp_path, compiled):
+    with kept_programs(compiled):
+        toy.train(tmp_path / "run", compilation_cache_dir=str(tmp_path / "cache"))
     assert list((tmp_path / "cache").iterdir())
