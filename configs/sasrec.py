@@ -5,7 +5,7 @@
 The item vectors are trained from scratch; no medium of an item is read. User encoder, objective and training are
 those of `configs/crossan.py`.
 
-A minute on two CPU cores. Seen on the test split with one seed: HR@10 of 10.5%, NDCG@10 of 5.1%.
+A minute on two CPU cores. Seen on the test split (three seeds): HR@10 of 10.6%, NDCG@10 of 5.8%.
 
 Arguments: `configs/sasrec.py:smoke` runs two epochs of a shrunken model, to see that everything works.
 """
