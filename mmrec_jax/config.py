@@ -64,7 +64,7 @@ class RunConfig:
     objective: ObjectiveConfig
     training: TrainingConfig
     evaluation: EvaluationConfig
-    parallel: ParallelConfig = ParallelConfig()
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     methods: dict[str, MethodConfig] = dataclasses.field(default_factory=dict)
     store: str = ""
     prepared: str = ""
@@ -148,9 +148,7 @@ SECTIONS: dict[str, type] = {
 def base(name: str) -> config_dict.ConfigDict:
     """A config with every section at its defaults and no modality."""
     plain = {
-        field.name: field.default
-        for field in dataclasses.fields(RunConfig)
-        if field.default is not dataclasses.MISSING and field.name not in SECTIONS
+        field.name: field.default for field in dataclasses.fields(RunConfig) if field.default is not dataclasses.MISSING
     }
     sections = {key: _section(cls) for key, cls in SECTIONS.items()}
     return config_dict.ConfigDict({"name": name, **{key: {} for key in NAMED}} | sections | plain)

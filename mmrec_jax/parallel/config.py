@@ -56,8 +56,8 @@ class ParallelConfig:
             unknown = [axis for axis in _parts(axes) if axis not in AXES]
             if logical not in LOGICAL or unknown:
                 raise ConfigError(
-                    f"parallel.rules: {(logical, axes)!r} names {unknown[0] if unknown else logical!r}; the logical axes "
-                    f"are {', '.join(LOGICAL)}, and those of the mesh {', '.join(AXES)}, joined by '+'."
+                    f"parallel.rules: {(logical, axes)!r} names {unknown[0] if unknown else logical!r}; the logical "
+                    f"axes are {', '.join(LOGICAL)}, and those of the mesh {', '.join(AXES)}, joined by '+'."
                 )
             if len(set(_parts(axes))) != len(_parts(axes)):
                 raise ConfigError(f"parallel.rules: {(logical, axes)!r} names an axis of the mesh twice.")

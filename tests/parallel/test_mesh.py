@@ -20,8 +20,8 @@ def test_minus_one_is_what_is_left():
 @pytest.mark.parametrize(
     ("sizes", "told"),
     [
-        (dict(model=3), "3 does not divide the 8 devices"),
-        (dict(data=2, model=2), "make 4 devices, and there are 8"),
+        ({"model": 3}, "3 does not divide the 8 devices"),
+        ({"data": 2, "model": 2}, "make 4 devices, and there are 8"),
     ],
 )
 def test_sizes_that_do_not_make_up_the_devices_are_refused(sizes, told):
@@ -32,12 +32,12 @@ def test_sizes_that_do_not_make_up_the_devices_are_refused(sizes, told):
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        (dict(data=-1, model=-1), "to one of them at most"),
-        (dict(data=0), "sizes of at least 1"),
-        (dict(negatives="some"), "choose global or local"),
-        (dict(rules=(("users", "data"),)), "names 'users'"),
-        (dict(rules=(("batch", "data+rows"),)), "names 'rows'"),
-        (dict(rules=(("rows", "data+data"),)), "twice"),
+        ({"data": -1, "model": -1}, "to one of them at most"),
+        ({"data": 0}, "sizes of at least 1"),
+        ({"negatives": "some"}, "choose global or local"),
+        ({"rules": (("users", "data"),)}, "names 'users'"),
+        ({"rules": (("batch", "data+rows"),)}, "names 'rows'"),
+        ({"rules": (("rows", "data+data"),)}, "twice"),
     ],
 )
 def test_values_that_cannot_be_are_refused_with_the_key(values, told):
