@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from mmrec_jax.data.prepared import PreparedData
     from mmrec_jax.evaluation.evaluate import EvaluationResult
     from mmrec_jax.live import LiveBackbones, LiveCatalogue
+    from mmrec_jax.parallel.placement import MeshPlacement
+    from mmrec_jax.shards import Shards
     from mmrec_jax.store.store import HiddenStateStore
     from mmrec_jax.store.table import StateTable
     from mmrec_jax.types import Params
@@ -109,6 +111,20 @@ class Run:
         return {name: seen[name] for name in self.config.modalities}
 
     @functools.cached_property
+    def shards(self) -> Shards | None:
+        """What is split over the run's devices; None where there is one."""
+        from mmrec_jax.parallel.placement import run_shards
+
+        return run_shards(self.config.parallel)
+
+    @functools.cached_property
+    def placement(self) -> MeshPlacement | None:
+        """Where the arrays of a training lie; None for one device."""
+        from mmrec_jax.parallel.placement import MeshPlacement
+
+        return None if self.shards is None else MeshPlacement(self.config.parallel, self.shards)
+
+    @functools.cached_property
     def frozen(self):
         """What the task reads and never trains."""
         live = self.live.frozen(self.live_catalogue) if self.live and self.live_catalogue else None
@@ -117,7 +133,7 @@ class Run:
     @functools.cached_property
     def task(self):
         """The task, with its validation."""
-        task = experiment.build_task(self.config, self.table, self.data.num_items + 1, self.live)
+        task = experiment.build_task(self.config, self.table, self.data.num_items + 1, self.live, self.shards)
         return replace(task, validator=self._validator())
 
     def _validator(self):
