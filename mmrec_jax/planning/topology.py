@@ -14,6 +14,7 @@ from mmrec_jax.errors import PlanningError
 from mmrec_jax.planning.chips import CHIPS, H100_TARGET, Chip
 
 EXAMPLES = "v5e:16x16, v6e:16x16, v5p:4x4x4, h100:1x8x8 (partitions x hosts x GPUs a host), or cpu:8"
+_COUNT = "xla_force_host_platform_device_count"
 _NEEDS = {"tpu": ("libtpu", "plan"), "cuda": ("jax_cuda12_plugin", "plan_gpu")}
 
 
@@ -96,13 +97,14 @@ def prepare_process(topology: Topology) -> None:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     import jax
-    from jax._src import xla_bridge
 
-    if xla_bridge.backends_are_initialized():
-        return  # by a caller, who has seen to it
-    jax.config.update("jax_platforms", "cpu")
-    if topology.chip.platform == "cpu":
-        jax.config.update("jax_num_cpu_devices", topology.chips)
+    try:
+        # A process that plans has no use for accelerators of its own.
+        jax.config.update("jax_platforms", "cpu")
+        if topology.chip.platform == "cpu" and _COUNT not in os.environ.get("XLA_FLAGS", ""):
+            jax.config.update("jax_num_cpu_devices", topology.chips)
+    except RuntimeError:
+        pass  # JAX runs already: `devices` finds out whether it has as many
 
 
 def devices(topology: Topology) -> Sequence[Any]:
@@ -121,7 +123,7 @@ def devices(topology: Topology) -> Sequence[Any]:
         if len(found) < topology.chips:
             raise PlanningError(
                 f"--topology={topology.name}: this process has {len(found)} CPU devices; set "
-                f"XLA_FLAGS=--xla_force_host_platform_device_count={topology.chips}."
+                f"XLA_FLAGS=--{_COUNT}={topology.chips}."
             )
         return found[: topology.chips]
     try:
