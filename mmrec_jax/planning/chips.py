@@ -104,8 +104,8 @@ CHIPS = {
             network=450e9,
             host_network=50e9,
             latency=1e-5,
-            source="NVIDIA H100 SXM5 data sheet, dense; NVLink 4 of 900 GB/s both ways together; between hosts a port of "
-            "400 Gb/s a GPU, as in DGX H100; memory as the driver reports it",
+            source="NVIDIA H100 SXM5 data sheet, dense; NVLink 4 of 900 GB/s both ways together; between hosts a port "
+            "of 400 Gb/s a GPU, as in DGX H100; memory as the driver reports it",
         ),
         Chip("cpu", "cpu", source="the machine that plans: its compiler, and no rates"),
     )
