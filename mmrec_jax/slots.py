@@ -54,7 +54,7 @@ def counts(params: Params) -> tuple[int, int]:
             row = sum(int(np.prod(leaf.shape[1:])) for name, leaf in node.items() if name not in MASKS)
             trained += row * _used(node, TRAINABLE)
             total += row * _used(node, ACTIVE)
-        elif isinstance(node, Mapping):
+        elif isinstance(node, dict):
             below = counts(node)
             trained, total = trained + below[0], total + below[1]
         else:
@@ -74,7 +74,7 @@ def _over_slots(choose: Callable[..., Any], changed: Params, params: Params) -> 
             key: choose(_rows(trained, leaf) if key not in MASKS else False, changed[key], leaf)
             for key, leaf in params.items()
         }
-    if isinstance(params, Mapping):
+    if isinstance(params, dict):
         return {key: _over_slots(choose, changed[key], node) for key, node in params.items()}
     return changed
 
