@@ -25,6 +25,7 @@ from mmrec_jax.errors import ConfigError
 from mmrec_jax.evaluation.config import EvaluationConfig
 from mmrec_jax.fusion import FusionConfig
 from mmrec_jax.objectives import ObjectiveConfig
+from mmrec_jax.streaming.config import StreamConfig
 from mmrec_jax.systems import registry
 from mmrec_jax.systems.config import ModelConfig, ScoringConfig, UserConfig
 from mmrec_jax.training.config import TrainingConfig
@@ -64,6 +65,7 @@ class RunConfig:
     training: TrainingConfig
     evaluation: EvaluationConfig
     methods: dict[str, MethodConfig] = dataclasses.field(default_factory=dict)
+    stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
     store: str = ""
     prepared: str = ""
     baselines: tuple[str, ...] = ()
@@ -139,6 +141,7 @@ SECTIONS: dict[str, type] = {
     "objective": ObjectiveConfig,
     "training": TrainingConfig,
     "evaluation": EvaluationConfig,
+    "stream": StreamConfig,
 }
 
 
