@@ -67,10 +67,10 @@ def group_members(text: str, chips: int) -> list[int]:
             order = order.transpose([int(n) for n in found[3].split(",")])
         return order.reshape(shape[0], -1)[0].tolist()
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*(?:\S*\s*)?\{([^}]*)\}", text):
-        sizes = {axis: int(size) for axis, size in re.findall(r"'?([\w.]+)'?=(\d+)", found[1])}
+        axes = {axis: int(size) for axis, size in re.findall(r"'?([\w.]+)'?=(\d+)", found[1])}
         named = re.findall(r"'([\w.]+)'", found[2])
-        numbers = np.arange(np.prod(list(sizes.values()))).reshape(list(sizes.values()))
-        return numbers[tuple(slice(None) if axis in named else 0 for axis in sizes)].ravel().tolist()
+        numbers = np.arange(np.prod(list(axes.values()))).reshape(list(axes.values()))
+        return numbers[tuple(slice(None) if axis in named else 0 for axis in axes)].ravel().tolist()
     return list(range(chips))
 
 

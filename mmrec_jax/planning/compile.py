@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -48,7 +48,7 @@ class Program:
         flops, bytes, seconds: the compiler's own figures, in which each loop counts once; 0 where it has none.
         compile_seconds: how long that took.
         refused: what the compiler said where the program does not fit; "" where it does.
-        runs: how often it is run for one unit of work (a step, an epoch's evaluation).
+        outputs: what it gives, as trees of shapes with their shardings; None where it was refused.
     """
 
     name: str
@@ -59,7 +59,12 @@ class Program:
     seconds: float = 0.0
     compile_seconds: float = 0.0
     refused: str = ""
-    runs: float = 1.0
+    outputs: Any = field(default=None, repr=False)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the compiler made it."""
+        return not self.refused
 
 
 def compile_program(
@@ -104,6 +109,11 @@ def compile_program(
         float(own.get("bytes accessed", 0.0)),
         float(own.get("optimal_seconds", 0.0)),
         took,
+        outputs=jax.tree.map(
+            lambda info, sharding: jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=sharding),
+            compiled.out_info,
+            compiled.output_shardings,
+        ),
     )
 
 
