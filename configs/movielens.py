@@ -2,9 +2,9 @@
 
     python -m mmrec_jax.main --config=configs/movielens.py --config.data.source=DIR
 
-`DIR` holds `ratings_5core_multimodal.csv`, `items.csv` (with title, genres, overview) and `posters/MOVIEID.jpg`: what the
-sample of `configs/crossan.py` is made of, which knows titles as a part of overviews only. Where no hub can be reached, a
-backbone is a local directory: --config.modalities.poster.backbone=DIR, and so on. All else is as in
+`DIR` holds `ratings_5core_multimodal.csv`, `items.csv` (with title, genres, overview) and `posters/MOVIEID.jpg`: what
+the sample of `configs/crossan.py` is made of, which knows titles as a part of overviews only. Where no hub can be
+reached, a backbone is a local directory: --config.modalities.poster.backbone=DIR, and so on. All else is as in
 `configs/crossan.py`.
 
 Arguments: `configs/movielens.py:smoke` runs two epochs of a shrunken model, to see that everything works.
