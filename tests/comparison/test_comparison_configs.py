@@ -68,6 +68,7 @@ def test_three_modalities_come_as_far_as_the_extraction_that_all_share(monkeypat
     settings = (
         f"data.source={shop / 'data'}",
         "data.interactions_file=interactions.csv",
+        "evaluation.ks=(10,)",
         "modalities.title.template={title}",
         "modalities.overview.template={about}",
         "modalities.poster.path_template={picture}",
