@@ -6,8 +6,9 @@ With a mesh in place (`jax.set_mesh`) the vectors lie over all its devices and t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +24,13 @@ EXPERT_AXIS = "expert"
 
 
 def chosen_experts(
-    vectors: Sequence[Float[Array, "token width"]],
-    choices: Sequence[Choices],
-    weights: Sequence[ExpertWeights],
+    vectors: Mapping[str, Float[Array, "token width"]],
+    choices: Mapping[str, Choices],
+    weights: Mapping[str, ExpertWeights],
     capacity_factor: float,
     groups: int = 0,
-) -> tuple[list[Float[Array, "token width"]], list[Bool[Array, "token choice"]]]:
-    """Each vector's weighted sum of the outputs of its experts, one entry a modality, and which choices had room.
+) -> tuple[dict[str, Float[Array, "token width"]], dict[str, Bool[Array, "token choice"]]]:
+    """Each vector's weighted sum of the outputs of its experts, by modality, and which choices had room.
 
     Args:
         vectors: of each modality.
@@ -43,56 +44,61 @@ def chosen_experts(
     """
     mesh = jax.sharding.get_abstract_mesh()
     devices = 1 if mesh.empty else mesh.size
-    groups, tokens, experts = groups or devices, vectors[0].shape[0], weights[0].kernel.shape[0]
+    first = next(iter(vectors))
+    groups, tokens, experts = groups or devices, vectors[first].shape[0], weights[first].kernel.shape[0]
     _check(mesh, devices, groups, experts)
-    padding = -tokens % groups
-    filled = [jnp.pad(x, ((0, padding), (0, 0))) for x in vectors]
-    chosen = [
-        Choices(
-            jnp.pad(each.experts, ((0, padding), (0, 0)), constant_values=experts),
-            jnp.pad(each.shares, ((0, padding), (0, 0))),
-        )
-        for each in choices
-    ]
-    top_k = chosen[0].experts.shape[-1]
-    capacity = capacity_of((tokens + padding) // groups, top_k, experts, capacity_factor)
+    padding = ((0, -tokens % groups), (0, 0))
+    filled = {name: jnp.pad(x, padding) for name, x in vectors.items()}
+    chosen = {
+        name: Choices(jnp.pad(each.experts, padding, constant_values=experts), jnp.pad(each.shares, padding))
+        for name, each in choices.items()
+    }
+    top_k = chosen[first].experts.shape[-1]
+    capacity = capacity_of(filled[first].shape[0] // groups, top_k, experts, capacity_factor)
     across = not mesh.empty and mesh.shape.get(EXPERT_AXIS, 1) > 1
-    run = partial(_on_a_device, groups=groups // devices, capacity=capacity, across=across)
+    run: Callable[..., Any] = partial(_on_a_device, groups=groups // devices, capacity=capacity, across=across)
     if devices > 1:
         over_all = PartitionSpec(mesh.axis_names)
         by_expert = PartitionSpec(EXPERT_AXIS) if across else PartitionSpec()
         run = jax.shard_map(run, in_specs=(over_all, over_all, by_expert), out_specs=over_all)
-    outputs, kept = run(filled, chosen, list(weights))
-    return [out[:tokens] for out in outputs], [mask[:tokens] for mask in kept]
+    outputs, kept = run(filled, chosen, dict(weights))
+    return {name: outputs[name][:tokens] for name in vectors}, {name: kept[name][:tokens] for name in vectors}
 
 
-def _on_a_device(vectors, choices, weights, *, groups: int, capacity: int, across: bool):
+def _on_a_device(
+    vectors: dict[str, Array],
+    choices: dict[str, Choices],
+    weights: dict[str, ExpertWeights],
+    groups: int,
+    capacity: int,
+    across: bool,
+) -> tuple[dict[str, Array], dict[str, Array]]:
     """The part of one device: its vectors, and its experts."""
-    tokens, width = vectors[0].shape
-    top_k = choices[0].experts.shape[-1]
-    held = weights[0].kernel.shape[0]
-    experts = held * (lax.axis_size(EXPERT_AXIS) if across else 1)
+    first = next(iter(vectors))
+    tokens, width = vectors[first].shape
+    top_k = choices[first].experts.shape[-1]
+    experts = weights[first].kernel.shape[0] * (lax.axis_size(EXPERT_AXIS) if across else 1)
 
     def grouped(x: Array) -> Array:
         return x.reshape(groups, tokens // groups, x.shape[-1])
 
-    found, buffers = [], []
-    for x, chosen in zip(vectors, choices, strict=True):
-        chosen = jax.tree.map(grouped, chosen)
-        found.append(jax.vmap(lambda part: slots(part, experts, capacity))(chosen))
-        filled = jax.vmap(dispatch)(grouped(x), found[-1]).reshape(groups, experts, capacity, width)
+    found, buffers = {}, []
+    for name, x in vectors.items():
+        found[name] = jax.vmap(lambda each: slots(each, experts, capacity))(jax.tree.map(grouped, choices[name]))
+        filled = jax.vmap(dispatch)(grouped(x), found[name]).reshape(groups, experts, capacity, width)
         buffers.append(filled.swapaxes(0, 1).reshape(experts, groups * capacity, width))
     sent = jnp.stack(buffers)
     if across:
         sent = lax.all_to_all(sent, EXPERT_AXIS, split_axis=1, concat_axis=2, tiled=True)
-    computed = jnp.stack([own_expert(part, each) for part, each in zip(sent, weights, strict=True)])
+    computed = jnp.stack([own_expert(part, weights[name]) for part, name in zip(sent, vectors, strict=True)])
     if across:
         computed = lax.all_to_all(computed, EXPERT_AXIS, split_axis=2, concat_axis=1, tiled=True)
-    outputs, kept = [], []
-    for part, chosen, place in zip(computed, choices, found, strict=True):
+    outputs, kept = {}, {}
+    for name, part in zip(vectors, computed, strict=True):
         back = part.reshape(experts, groups, capacity, width).swapaxes(0, 1).reshape(groups, -1, width)
-        outputs.append(jax.vmap(combine)(back, grouped(chosen.shares), place).reshape(tokens, width))
-        kept.append((place.of_choice < experts * capacity).reshape(tokens, top_k))
+        combined = jax.vmap(combine)(back, grouped(choices[name].shares), found[name])
+        outputs[name] = combined.reshape(tokens, width)
+        kept[name] = (found[name].of_choice < experts * capacity).reshape(tokens, top_k)
     return outputs, kept
 
 

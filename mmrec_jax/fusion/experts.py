@@ -45,11 +45,8 @@ class Experts(nn.Module):
             choices = {name: self._choices(name, probabilities[name], there[name]) for name in read}
             probabilities = {name: shares_of_all(choices[name], config.experts) for name in read}
         if config.top_k and self.has_rng(TRAINING):
-            made, kept = chosen_experts(
-                *(list(part.values()) for part in (read, choices, experts)), config.capacity_factor, config.groups
-            )
-            outputs = dict(zip(read, made, strict=True))
-            for name, mask in zip(read, kept, strict=True):
+            outputs, kept = chosen_experts(read, choices, experts, config.capacity_factor, config.groups)
+            for name, mask in kept.items():
                 asked = jnp.sum(choices[name].experts < config.experts)
                 self.sow(METRICS, f"choices_dropped_{name}", asked - jnp.sum(mask))
         else:

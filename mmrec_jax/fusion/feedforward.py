@@ -43,7 +43,7 @@ def all_experts(
     experts, width, hidden = weights.kernel.shape
     before = times(x, weights.kernel.transpose(1, 0, 2).reshape(width, -1)) + weights.bias.reshape(-1)
     before = before.reshape(-1, experts, hidden)
-    if weights.out is None:
+    if weights.out is None or weights.out_bias is None:
         return jnp.sum(shares[..., None] * before, axis=1)
     inner = shares[..., None] * jax.nn.gelu(before, approximate=False)
     return times(inner.reshape(x.shape[0], -1), weights.out.reshape(-1, width)) + shares @ weights.out_bias
@@ -52,6 +52,6 @@ def all_experts(
 def own_expert(x: Float[Array, "expert slot width"], weights: ExpertWeights) -> Float[Array, "expert slot width"]:
     """``E_j(x_j)``: each expert computes the vectors of its own buffer."""
     first = jnp.einsum("esw,ewh->esh", x, weights.kernel) + weights.bias[:, None]
-    if weights.out is None:
+    if weights.out is None or weights.out_bias is None:
         return first
     return jnp.einsum("esh,ehw->esw", jax.nn.gelu(first, approximate=False), weights.out) + weights.out_bias[:, None]
