@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,10 +115,8 @@ def tpu_metadata(environment: Mapping[str, str]) -> Metadata | None:
 def _jax(environment: Mapping[str, str]) -> ProcessGroup | None:
     """JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; or the names that xpk gives GPU hosts."""
     if environment.get("JAX_COORDINATOR_IP"):
-        names = ("JAX_COORDINATOR_IP", "JAX_COORDINATOR_PORT", "NNODES", "NODE_RANK")
-        host, port, count, index = _all(environment, names)
-        numbers = _number(port, names[1]), _number(count, names[2]), _number(index, names[3])
-        return ProcessGroup(host, *numbers, "JAX_COORDINATOR_IP")
+        port, nodes, rank = _numbers(environment, ("JAX_COORDINATOR_PORT", "NNODES", "NODE_RANK"))
+        return ProcessGroup(environment["JAX_COORDINATOR_IP"], port, nodes, rank, "JAX_COORDINATOR_IP")
     elsewhere = ("JOB_COMPLETION_INDEX", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NODELIST")
     if not environment.get("JAX_COORDINATOR_ADDRESS") or any(name in environment for name in elsewhere):
         return None
@@ -132,7 +130,7 @@ def _gke_tpu(environment: Mapping[str, str]) -> ProcessGroup | None:
     workers = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     if not workers:
         return None
-    worker = _number(*_all(environment, ("TPU_WORKER_ID",)), "TPU_WORKER_ID")
+    worker = _numbers(environment, ("TPU_WORKER_ID",))[0]
     return _slices([name.split(":")[0] for name in workers.split(",")], worker, environment, "the TPU variables")
 
 
@@ -163,9 +161,7 @@ def _open_mpi(environment: Mapping[str, str]) -> ProcessGroup | None:
     if "OMPI_COMM_WORLD_SIZE" not in environment:
         return None
     names = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
-    size, rank, local, local_size = (
-        _number(value, name) for value, name in zip(_all(environment, names), names, strict=True)
-    )
+    size, rank, local, local_size = _numbers(environment, names)
     if size == 1:
         return None
     uri = environment.get("OMPI_MCA_orte_hnp_uri", "")  # JOB.0;tcp://ADDRESS,ADDRESS:PORT, of the host of mpirun
@@ -187,9 +183,7 @@ def _slurm(environment: Mapping[str, str]) -> ProcessGroup | None:
     if "SLURM_STEP_NODELIST" not in environment or "SLURM_STEP_NUM_TASKS" not in environment:
         return None
     names = ("SLURM_JOB_ID", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
-    job, count, index, local, node = (
-        _number(value, name) for value, name in zip(_all(environment, names), names, strict=True)
-    )
+    job, count, index, local, node = _numbers(environment, names)
     nodes = expand_hosts(environment["SLURM_STEP_NODELIST"])
     tasks = _tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
     hosts: tuple[str, ...] = ()
@@ -214,7 +208,7 @@ def _kubernetes(environment: Mapping[str, str]) -> ProcessGroup | None:
     host, port = _host_and_port(address, names[0])
     index = _number(pod, names[2])
     if "JOB_INDEX" in environment:  # of a JobSet of several jobs, each with the same number of pods
-        pods = _number(*_all(environment, ("PROCESSES_IN_JOB",)), "PROCESSES_IN_JOB")
+        pods = _numbers(environment, ("PROCESSES_IN_JOB",))[0]
         index += pods * _number(environment["JOB_INDEX"], "JOB_INDEX")
     return ProcessGroup(host, port, _number(count, names[1]), index, "Kubernetes")
 
@@ -268,12 +262,16 @@ def _port_of_job(job: int) -> int:
     return FIRST_PORT + 2 * job % PORTS
 
 
-def _all(environment: Mapping[str, str], names: tuple[str, ...]) -> list[str]:
+def _all(environment: Mapping[str, str], names: Sequence[str]) -> list[str]:
     missing = [name for name in names if not environment.get(name)]
     if missing:
         given = ", ".join(name for name in names if name not in missing) or "other variables of the launcher"
         raise ConfigError(f"The environment has {given}, but not {', '.join(missing)}: set all, or unset all.")
     return [environment[name] for name in names]
+
+
+def _numbers(environment: Mapping[str, str], names: Sequence[str]) -> list[int]:
+    return [_number(value, name) for value, name in zip(_all(environment, names), names, strict=True)]
 
 
 def _number(text: str, name: str) -> int:
