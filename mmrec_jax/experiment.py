@@ -247,8 +247,8 @@ def training_stream(
 ) -> TrainingStream | LiveStream:
     """Batches of a step, with the raw inputs of their items where a backbone is run in the step.
 
-    A process among several makes the whole step's ids too, of which its devices get their part: so all know each other's
-    sizes, and a step is the same on any number of processes.
+    A process among several makes the ids of the whole step too, of which its devices get their part: so a step is the
+    same on any number of processes.
 
     Raises:
         ConfigError: a batch cannot be split over the devices.
@@ -258,8 +258,8 @@ def training_stream(
     groups = shards.batch_parts if shards else 1
     if config.training.batch_size % groups:
         raise ConfigError(
-            f"training.batch_size={config.training.batch_size} cannot be split over {groups} devices: choose a multiple "
-            f"of {groups}, or give parallel.data a size that divides it."
+            f"training.batch_size={config.training.batch_size} cannot be split over {groups} devices: choose a "
+            f"multiple of {groups}, or give parallel.data a size that divides it."
         )
     stream = training_batches(
         prepared,

@@ -100,7 +100,7 @@ class Shards:
     def _summed(found: Array, shared: tuple[str, ...], others: tuple[str, ...]) -> Array:
         """Each device's share of the sum over the devices of the axes `shared`, summed over those of `others`."""
         kind = found.dtype
-        found = found.astype(jnp.int8) if kind == bool else found
+        found = found.astype(jnp.int8) if kind == jnp.bool_ else found
         if shared:
             found = lax.psum_scatter(found, shared, tiled=True)
         if others:

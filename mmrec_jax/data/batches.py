@@ -199,7 +199,7 @@ class TrainingStream:
         }
         return SequenceBatch(**leaves)
 
-    def _steps(self, used: Bool[np.ndarray, "rows length"], size: int) -> Int32[np.ndarray, "{size}"]:
+    def _steps(self, used: Bool[np.ndarray, "rows length"], size: int) -> Int32[np.ndarray, " {size}"]:
         """`SequenceBatch.steps`, one part a group."""
         parts = self._grouped(used) if self._groups > 1 else used.reshape(1, -1)
         slots = self._batch_size * (self.rows.width - 1) // self._groups

@@ -24,11 +24,13 @@ from mmrec_jax.systems import registry
 if TYPE_CHECKING:
     from mmrec_jax.data.prepared import PreparedData
     from mmrec_jax.evaluation.evaluate import EvaluationResult
+    from mmrec_jax.evaluation.scorer import Scorer
     from mmrec_jax.live import LiveBackbones, LiveCatalogue
     from mmrec_jax.parallel.placement import MeshPlacement
     from mmrec_jax.shards import Shards
     from mmrec_jax.store.store import HiddenStateStore
     from mmrec_jax.store.table import StateTable
+    from mmrec_jax.training.sequential import SequentialRecommendation
     from mmrec_jax.types import Params
 
 
@@ -138,7 +140,6 @@ class Run:
 
     def _validator(self):
         from mmrec_jax.evaluation import evaluate
-        from mmrec_jax.training.scorer import SequentialScorer
 
         ks = tuple(sorted({*self.config.evaluation.ks, int(self.config.training.monitor.split("@")[1])}))
         settings = replace(self.config.evaluation, ks=ks, lists=False, slices=False, bootstrap=0)
@@ -146,7 +147,7 @@ class Run:
 
         def validate(task, params, frozen):
             result = evaluate(
-                SequentialScorer(task, params, frozen),
+                self.scorer(params, task, frozen),
                 examples,
                 self.data.popularity,
                 length=self.config.model.length,
@@ -199,9 +200,18 @@ class Run:
 
     def test(self, params: Params) -> EvaluationResult:
         """The evaluation of parameters on the test split."""
+        return self.evaluated(self.scorer(params))
+
+    def scorer(self, params: Params, task: SequentialRecommendation | None = None, frozen=None) -> Scorer:
+        """User and item vectors by parameters: of this run's task, or of another with what it reads."""
+        task, frozen = task or self.task, frozen or self.frozen
+        if self.placement is not None:
+            from mmrec_jax.parallel.scorer import MeshScorer
+
+            return MeshScorer(task, params, frozen, self.placement)
         from mmrec_jax.training.scorer import SequentialScorer
 
-        return self.evaluated(SequentialScorer(self.task, params, self.frozen))
+        return SequentialScorer(task, params, frozen)
 
     def evaluated(self, scorer) -> EvaluationResult:
         """The evaluation of a scorer on the test split."""

@@ -101,7 +101,8 @@ class Gru(nn.Module):
             state = jnp.where(real[:, None], (1 - update) * new + update * state, state)
             return state, state
 
-        _, states = lax.scan(step, jnp.zeros((rows, width), x.dtype), (inputs.swapaxes(0, 1), mask.T))
+        start = lax.full_like(inputs[:, 0, :width], 0)
+        _, states = lax.scan(step, start, (inputs.swapaxes(0, 1), mask.T))
         return collect(states.swapaxes(0, 1).reshape(rows * length, width), steps)
 
 

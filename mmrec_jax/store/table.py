@@ -41,9 +41,13 @@ class StateTable:
         else:
             found = list(self.shards.take(arrays, items))
         values, scales, present = jax.tree.unflatten(structure, found)
+        return StateTable(values, scales, present, self.complete).whole()
+
+    def whole(self) -> HiddenStates:
+        """The states of all rows as float32."""
         return HiddenStates(
-            values={name: _states(layers, scales.get(name)) for name, layers in values.items()},
-            present=present,
+            values={name: _states(layers, self.scales.get(name)) for name, layers in self.values.items()},
+            present=self.present,
             complete=self.complete,
         )
 

@@ -13,7 +13,7 @@ import numpy as np
 from flax import struct
 from jax import lax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mmrec_jax.adapters.standardise import cast, in_products_of
 from mmrec_jax.live.catalogue import LiveBackbones, LiveFrozen
@@ -99,6 +99,9 @@ class ItemEncoder(Protocol):
     def inputs(self, frozen: Any, rows: Int[Array, " item"]) -> Any:
         """What the call reads of catalogue rows; traced into a program of its own, see `task.Task.inputs`."""
 
+    def given(self, states: HiddenStates | None, rows: Int[Array, " item"]) -> Any:
+        """`inputs` of rows whose states are there."""
+
     def __call__(self, params: Params, inputs: Any) -> ItemVectors:
         """Vectors of the items whose `inputs` were looked up before."""
 
@@ -125,7 +128,11 @@ class CatalogueItems:
 
     def inputs(self, frozen: SequentialFrozen, rows: Int[Array, " item"]) -> tuple:
         """Arguments of the module: states and rows, or one of them."""
-        found = {STATES: None if frozen.states is None else frozen.states.rows(rows), IDS: rows}
+        return self.given(None if frozen.states is None else frozen.states.rows(rows), rows)
+
+    def given(self, states: HiddenStates | None, rows: Int[Array, " item"]) -> tuple:
+        """The same of states that are there."""
+        found = {STATES: states, IDS: rows}
         return tuple(found[kind] for kind in self.reads)
 
     def __call__(self, params: Params, inputs: tuple) -> ItemVectors:
@@ -392,8 +399,13 @@ class SequentialRecommendation:
         self, params: Params, vectors: Float[Array, "row width"], histories: Int[Array, "batch length"]
     ) -> Float[Array, "batch width"]:
         """User vectors after the last item of left-padded histories of catalogue rows, scaled for scoring."""
-        encoder = user_encoder(self.user)
-        states = encoder.apply({"params": params["users"]}, vectors[histories], histories > 0, train=False)
+        return self.users_of(params, vectors[histories], histories > 0)
+
+    def users_of(
+        self, params: Params, items: Float[Array, "batch length width"], real: Bool[Array, "batch length"]
+    ) -> Float[Array, "batch width"]:
+        """The same of the histories' item vectors; `real` is False for padding."""
+        states = user_encoder(self.user).apply({"params": params["users"]}, items, real, train=False)
         users = jnp.asarray(states)[:, -1]
         return self._scored(params, users, users)[0]
 

@@ -301,8 +301,11 @@ def _shapes(batch: Any) -> tuple:
     return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
-def _empty_window(names: Iterable[str]) -> Window:
-    return Window({name: np.zeros((), np.float32) for name in names}, np.zeros((), np.int32))
+def _empty_window(names: Iterable[str]) -> Any:
+    """A `Window` of host arrays."""
+    sums: Any = {name: np.zeros((), np.float32) for name in names}
+    steps: Any = np.zeros((), np.int32)
+    return Window(sums, steps)
 
 
 def fetch_window(state: TrainState) -> tuple[TrainState, dict[str, float], int]:
