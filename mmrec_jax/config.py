@@ -26,6 +26,7 @@ from mmrec_jax.evaluation.config import EvaluationConfig
 from mmrec_jax.fusion import FusionConfig
 from mmrec_jax.objectives import ObjectiveConfig
 from mmrec_jax.parallel.config import ParallelConfig
+from mmrec_jax.planning.config import PlanConfig
 from mmrec_jax.streaming.config import StreamConfig
 from mmrec_jax.systems import registry
 from mmrec_jax.systems.config import ModelConfig, ScoringConfig, UserConfig
@@ -68,6 +69,7 @@ class RunConfig:
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     methods: dict[str, MethodConfig] = dataclasses.field(default_factory=dict)
     stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
+    plan: PlanConfig = dataclasses.field(default_factory=PlanConfig)
     store: str = ""
     prepared: str = ""
     baselines: tuple[str, ...] = ()
@@ -145,6 +147,7 @@ SECTIONS: dict[str, type] = {
     "evaluation": EvaluationConfig,
     "parallel": ParallelConfig,
     "stream": StreamConfig,
+    "plan": PlanConfig,
 }
 
 

@@ -9,6 +9,8 @@ Modes:
   inspect    says what a data directory, prepared data, store, checkpoint or workdir at --path holds
   compare    trains several methods with several seeds, each in a process of its own, and writes one table of accuracy
              and cost: --config=configs/compare.py, or --configs=A.py,B.py --seeds=0,1,2
+  plan       tells without devices or data what training, evaluation and extraction need of --topology (v5e:16x16,
+             h100:1x8x8, cpu:8), whether it fits, and how fast it will be
   ab         compares the finished runs in --a and --b user by user
 
 Any value of the config can be set: --config.training.epochs=5. A finished --workdir knows its config: the modes
@@ -27,8 +29,8 @@ from absl import logging as absl_logging
 from mmrec_jax.config_files import config_path, define_config, parse_flags
 from mmrec_jax.errors import ConfigError, UserError
 
-MODES = ("train", "extract", "evaluate", "recommend", "inspect", "compare", "ab")
-ONLY = {"compare": ("configs", "seeds", "baseline", "jobs"), "ab": ("a", "b")}
+MODES = ("train", "extract", "evaluate", "recommend", "inspect", "compare", "plan", "ab")
+ONLY = {"compare": ("configs", "seeds", "baseline", "jobs"), "ab": ("a", "b"), "plan": ("topology",)}
 """Flags that would be passed over in silence by other modes, such as seeds that are not trained with."""
 MISTAKE, INTERRUPTED = 2, 130  # exit codes
 
@@ -58,6 +60,7 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     own(flags.DEFINE_list, "seeds", [], "compare: seeds. Default: those of the comparison's config, else 0.")
     own(flags.DEFINE_string, "baseline", None, "compare: method that the others are compared with. Default: the first.")
     own(flags.DEFINE_integer, "jobs", None, "compare: runs at a time. Default: one, which times them rightly.")
+    own(flags.DEFINE_string, "topology", None, "plan: chips to plan for, CHIP:SHAPE, such as v5e:16x16.")
     own(flags.DEFINE_string, "a", None, "ab: workdir of a finished run.")
     own(flags.DEFINE_string, "b", None, "ab: workdir of the run that it is compared with.")
     return values
@@ -117,6 +120,9 @@ def _run(values: flags.FlagValues, argv: Sequence[str]) -> None:
         return
     if values.mode == "inspect":
         modes.inspect(values.path or values.workdir, values.config)
+        return
+    if values.mode == "plan":
+        modes.plan(values.config, values.topology, values.workdir, " ".join(["python -m mmrec_jax.main", *argv[1:]]))
         return
     run = modes.open_run(values.config, values.workdir, trains=values.mode in ("train", "extract"))
     if values.mode == "recommend":

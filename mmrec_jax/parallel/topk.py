@@ -50,7 +50,7 @@ class RowCatalogue:
         k: int,
     ) -> tuple[Int[Array, " example"], Int[Array, "example k"]]:
         """Ranks and lists of a block of users; lists without columns where k = 0."""
-        return _rank(self._shards, self._rows, k, self._vectors, vectors, targets, pair_rows, pair_items)
+        return rank_block(self._shards, self._rows, k, self._vectors, vectors, targets, pair_rows, pair_items)
 
     def listed(
         self,
@@ -69,7 +69,7 @@ def _norms(shards: Shards, vectors):
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _rank(shards: Shards, rows: int, k: int, item_vectors, vectors, targets, pair_rows, pair_items):
+def rank_block(shards: Shards, rows: int, k: int, item_vectors, vectors, targets, pair_rows, pair_items):
     def rank(own, users, targets, pair_rows, pair_items):
         def inner(part):
             users, targets, pair_rows, pair_items = part
