@@ -34,7 +34,8 @@ def make_plan(config: RunConfig, topology: Topology, sizes: Sizes, smaller: Topo
     """
     run = run_shapes(config, topology, sizes)
     step = plan_step(run)
-    evaluation = plan_evaluation(run)
+    wanted = config.plan.programs
+    extraction = plan_extraction(config, topology) if "extraction" in wanted else {}
     chip = topology.chip
     training = _step(step, run)
     mesh = {} if run.shards is None else {axis: int(size) for axis, size in run.shards.mesh.shape.items()}
@@ -46,8 +47,8 @@ def make_plan(config: RunConfig, topology: Topology, sizes: Sizes, smaller: Topo
         "mesh": mesh,
         "sizes": dataclasses.asdict(sizes),
         "training": training,
-        "evaluation": _evaluation(evaluation, run),
-        "extraction": {name: _extraction(found, sizes) for name, found in plan_extraction(config, topology).items()},
+        "evaluation": _evaluation(plan_evaluation(run), run) if "evaluation" in wanted else None,
+        "extraction": {name: _extraction(found, sizes) for name, found in extraction.items()},
         "compared": None if smaller is None else _compared(config, topology, smaller, sizes, training),
         "advice": advice(training, run),
     }

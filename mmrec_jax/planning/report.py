@@ -25,9 +25,9 @@ def as_page(plan: dict[str, Any], command: str) -> str:
         _seconds(training),
         _programs(training["programs"]),
         _messages(training["programs"]),
-        "## Evaluation",
-        _evaluation(plan),
     ]
+    if plan["evaluation"]:
+        parts += ["## Evaluation", _evaluation(plan)]
     if plan["extraction"]:
         parts += ["## Extraction", _extraction(plan["extraction"])]
     if plan["compared"]:
