@@ -29,7 +29,8 @@ def get_config(argument: str = ""):
     config.extraction.dtype = "int8"
     config.model.length = 10
     config.training.batch_size = 8192
-    config.plan.items = 10_000_000
+    config.parallel.encode = "own"
+    config.plan.catalogue = 10_000_000
     config.plan.users = 20_000_000
     config.plan.tokens = 24
     if argument == "lora":

@@ -13,7 +13,6 @@ from mmrec_jax.errors import ConfigError, PlanningError
 
 if TYPE_CHECKING:
     from mmrec_jax.planning.shapes import Sizes
-    from mmrec_jax.planning.topology import Topology
 
 PLAN, PAGE = "plan.json", "plan.md"
 
@@ -52,7 +51,7 @@ def plan(config: ConfigDict | None, topology: str | None, workdir: str | Path | 
     from mmrec_jax.planning.report import as_page
 
     directory = Path(workdir) if workdir else Path("runs") / settings.name / "plans" / wanted.name.replace(":", "_")
-    sizes = _sizes(settings, wanted, directory)
+    sizes = _sizes(settings, directory)
     smaller = wanted.smaller(settings.plan.compare) if settings.plan.compare else None
     made = make_plan(settings, wanted, sizes, smaller)
     page = as_page(made, command)
@@ -65,22 +64,21 @@ def plan(config: ConfigDict | None, topology: str | None, workdir: str | Path | 
     return made
 
 
-def _sizes(config: RunConfig, topology: Topology, workdir: Path) -> Sizes:
+def _sizes(config: RunConfig, workdir: Path) -> Sizes:
     """As `config.plan` says; of the config's data where it says nothing."""
     from mmrec_jax import experiment
-    from mmrec_jax.planning.shapes import Sizes, chosen_sizes, shards_of
+    from mmrec_jax.planning.shapes import Sizes, chosen_sizes
 
-    shards = shards_of(config, topology)
-    if config.plan.items:
-        return chosen_sizes(config, shards)
+    if config.plan.catalogue:
+        return chosen_sizes(config)
     if not experiment.has_source(config):
         raise PlanningError(
-            f"There is no data at {config.data.source} whose sizes could be taken: set plan.items and plan.users, such "
-            "as --config.plan.items=1000000 --config.plan.users=1000000."
+            f"There is no data at {config.data.source} whose sizes could be taken: set plan.catalogue and plan.users, "
+            "such as --config.plan.catalogue=1000000 --config.plan.users=1000000."
         )
     data = experiment.prepare_data(config, workdir)
     # Inputs of live backbones are sized by `plan.tokens`, so that no media are read.
-    stream = experiment.training_stream(config, data, shards=shards)
+    stream = experiment.training_stream(config, data)
     try:
         distinct, steps = stream.sizes()[-1]  # type: ignore[union-attr]  # without backbones it is the plain stream
     finally:

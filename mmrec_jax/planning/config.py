@@ -14,7 +14,7 @@ class PlanConfig:
     """How large the data will be. Nothing but `--mode=plan` reads it.
 
     Attributes:
-        items: of the catalogue; 0 takes this and all other sizes from the config's data, which must be there then.
+        catalogue: items of it; 0 takes this and all other sizes from the config's data, which must be there then.
         users: to be evaluated.
         distinct: items that a training batch names; 0 is as many as it can: every event another item.
         steps: positions of a training batch that have a target; 0 is as many as it can: no history is short.
@@ -24,7 +24,7 @@ class PlanConfig:
         compare: chips of the smaller slice that the step is compared with; 0 compares with none.
     """
 
-    items: int = 0
+    catalogue: int = 0
     users: int = 0
     distinct: int = 0
     steps: int = 0
@@ -40,5 +40,5 @@ class PlanConfig:
         for field in fields(self):
             if field.name != "programs" and getattr(self, field.name) < 0:
                 raise ConfigError(f"plan.{field.name}={getattr(self, field.name)}: must not be negative.")
-        if self.items and not self.users:
-            raise ConfigError("plan.items is set, and plan.users is not: say how many users there will be, too.")
+        if self.catalogue and not self.users:
+            raise ConfigError("plan.catalogue is set, and plan.users is not: say how many users there will be, too.")

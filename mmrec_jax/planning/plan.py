@@ -13,7 +13,7 @@ from mmrec_jax.planning.collectives import seconds as message_seconds
 from mmrec_jax.planning.compile import Program
 from mmrec_jax.planning.evaluation import EvaluationPlan, plan_evaluation
 from mmrec_jax.planning.extraction import ExtractionPlan, plan_extraction
-from mmrec_jax.planning.shapes import RunShapes, Sizes, run_shapes
+from mmrec_jax.planning.shapes import RunShapes, Sizes, axes, run_shapes
 from mmrec_jax.planning.topology import Topology
 from mmrec_jax.planning.training import StepPlan, plan_step
 
@@ -46,6 +46,7 @@ def make_plan(config: RunConfig, topology: Topology, sizes: Sizes, smaller: Topo
         "chip": dataclasses.asdict(chip),
         "mesh": mesh,
         "sizes": dataclasses.asdict(sizes),
+        "axes": dict(zip(("distinct", "step"), axes(config, sizes, run.shards), strict=True)),
         "training": training,
         "evaluation": _evaluation(plan_evaluation(run), run) if "evaluation" in wanted else None,
         "extraction": {name: _extraction(found, sizes) for name, found in extraction.items()},
@@ -163,11 +164,12 @@ def _compared(
     """The step on a smaller slice: with the same batch, and with the same batch a chip."""
     part = topology.chips // smaller.chips
     fewer = dataclasses.replace(
-        sizes, batch=sizes.batch // part, distinct=_shared(sizes.distinct, part), steps=_shared(sizes.steps, part)
+        sizes, batch=sizes.batch // part, distinct=sizes.distinct // part, steps=sizes.steps // part
     )
     found: dict[str, Any] = {"topology": smaller.name, "chips": smaller.chips}
     for name, chosen in (("same_batch", sizes), ("same_batch_a_chip", fewer)):
-        made = _step(plan_step(run_shapes(config, smaller, chosen)), run_shapes(config, smaller, chosen))
+        run = run_shapes(config, smaller, chosen)
+        made = _step(plan_step(run), run)
         # Examples a second and chip of the larger, as a share of those of the smaller.
         share = chosen.batch / sizes.batch * topology.chips / smaller.chips
         found[name] = {
@@ -183,8 +185,3 @@ def _compared(
             },
         }
     return found
-
-
-def _shared(size: int, part: int) -> int:
-    """A part of a size, rounded up to the multiple that batches have."""
-    return -(-(size // part) // 16) * 16

@@ -41,6 +41,8 @@ class Sizes:
         length: items of a history.
         distinct: items that a batch names, the padding row among them.
         steps: positions of a batch that have a target.
+
+    The axes of a batch are somewhat longer, as its stream would make them; see `axes`.
     """
 
     items: int
@@ -138,7 +140,7 @@ def shards_of(config: RunConfig, topology: Topology) -> Shards | None:
     if topology.chips == 1 and all(size in (-1, 1) for size in config.parallel.sizes):
         return None
     mesh, parallel = make_mesh(config.parallel, devices(topology)), config.parallel
-    return Shards(mesh, parallel.axes("batch"), parallel.axes("rows"), parallel.negatives)
+    return Shards(mesh, parallel.axes("batch"), parallel.axes("rows"), parallel.negatives, parallel.encode)
 
 
 def for_platform(config: RunConfig, topology: Topology) -> RunConfig:
@@ -149,15 +151,31 @@ def for_platform(config: RunConfig, topology: Topology) -> RunConfig:
     return replace(config, training=replace(config.training, compute_dtype=dtype))
 
 
-def chosen_sizes(config: RunConfig, shards: Shards | None) -> Sizes:
-    """The sizes that `config.plan` says, of which `items` must be set."""
+def chosen_sizes(config: RunConfig) -> Sizes:
+    """The sizes that `config.plan` says, of which `catalogue` must be set."""
     plan, batch, length = config.plan, config.training.batch_size, config.model.length
-    multiple = math.lcm(16, shards.batch_parts if shards else 1)
-    distinct = min(plan.distinct or batch * (length + 1), plan.items) + 1
+    distinct = min(plan.distinct or batch * (length + 1), plan.catalogue) + 1
     steps = min(plan.steps or batch * length, batch * length)
-    return Sizes(
-        plan.items, plan.users, batch, length, *(-(-size // multiple) * multiple for size in (distinct, steps))
-    )
+    return Sizes(plan.catalogue, plan.users, batch, length, distinct, steps)
+
+
+def axes(config: RunConfig, sizes: Sizes, shards: Shards | None) -> tuple[int, int]:
+    """Lengths of a batch's axes `distinct` and `step`.
+
+    Where each device encodes the items that it has, all parts are as long as the longest: of items that lie anywhere
+    with the same chance, which is what catalogues without an order by popularity come to, four standard deviations
+    above the mean.
+    """
+    groups = shards.batch_parts if shards else 1
+    multiple, distinct = math.lcm(16, groups), float(sizes.distinct)
+    if shards is not None and shards.encode == "own" and config.objective.candidates == "batch":
+        mean = distinct / groups
+        distinct = groups * (mean + 4 * math.sqrt(mean))
+
+    def rounded(size: float, by: int) -> int:
+        return math.ceil(size / by) * by
+
+    return rounded(distinct, multiple), rounded(sizes.steps, multiple * groups)
 
 
 def _live(config: RunConfig) -> LiveBackbones | None:
@@ -237,12 +255,13 @@ def _batch(
         return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
     media: dict[str, Any] = {}
+    distinct, steps = axes(config, sizes, shards)
     groups = 1 if shards is None else shards.batch_parts
     for name, part in (live.backbones if live else {}).items():
         modality = config.modalities[name]
         # Rows of every device divide into the method's lots.
         multiple = groups * (part.method.chunk or 4)
-        rows = -(-sizes.distinct // multiple) * multiple
+        rows = -(-distinct // multiple) * multiple
         inputs, _ = input_shapes(modality, part.backbone, rows, tokens=config.plan.tokens, packs=part.packs, raw=True)
         inputs = jax.tree.map(
             lambda leaf, multiple=multiple: split(
@@ -250,12 +269,12 @@ def _batch(
             ),
             inputs,
         )
-        media[name] = RawBatch((inputs,), split((sizes.distinct,)), split((sizes.distinct,), jnp.bool_))
+        media[name] = RawBatch((inputs,), split((distinct,)), split((distinct,), jnp.bool_))
     return SequenceBatch(
-        items=split((sizes.distinct,)),
-        counts=split((sizes.distinct,)),
+        items=split((distinct,)),
+        counts=split((distinct,)),
         positions=split((sizes.batch, sizes.length + 1)),
-        steps=split((sizes.steps,)),
+        steps=split((steps,)),
         users=split((sizes.batch,)),
         media=media,
     )

@@ -238,6 +238,8 @@ class SequentialRecommendation:
             every = jnp.arange(frozen.log_popularity.shape[0], dtype=jnp.int32)
             candidates, positions = jnp.where(every <= num_items, every, 0), batch.items[batch.positions]
         shards = self.shards
+        own = shards is not None and shards.encode == "own" and self.objective.candidates == "batch"
+        states = None if frozen.states is None else frozen.states.rows(candidates, own)
         at_steps: Callable = _at_steps
         if shards is not None:
             split = PartitionSpec(shards.batch)
@@ -251,11 +253,11 @@ class SequentialRecommendation:
             read=read,
             targets=targets,
             rows=rows,
-            items=self.item_encoder.inputs(frozen, candidates),
+            items=self.item_encoder.given(states, candidates),
             log_popularity=(
                 frozen.log_popularity[candidates]
                 if shards is None
-                else shards.take((frozen.log_popularity,), candidates)[0]
+                else shards.take((frozen.log_popularity,), candidates, own)[0]
             ),
             num_items=num_items,
         )

@@ -11,7 +11,7 @@ import pytest
 from tests.tiny_run import arguments, subprocess_of
 
 ITEMS, USERS, BATCH, LENGTH, WIDTH, LAYERS = 1000, 500, 16, 6, 16, {"words": 3, "picture": 2}
-SIZES = (f"--config.plan.items={ITEMS}", f"--config.plan.users={USERS}", "--config.plan.tokens=8")
+SIZES = (f"--config.plan.catalogue={ITEMS}", f"--config.plan.users={USERS}", "--config.plan.tokens=8")
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,11 @@ def test_the_batch_is_as_large_as_it_can_be_where_nothing_is_said(content):
         "users": USERS,
         "batch": BATCH,
         "length": LENGTH,
-        "distinct": 128,  # 16 x 7 events and the padding row, a multiple of 16
-        "steps": 96,
+        "distinct": 16 * 7 + 1,  # the padding row among them
+        "steps": 16 * 6,
     }
+    # Multiples of 16, and of 16 a device.
+    assert content["axes"] == {"distinct": 128, "step": 128}
 
 
 def test_the_store_is_split_by_rows_over_the_devices(content):
@@ -67,8 +69,9 @@ def test_a_step_is_three_programs_with_what_each_of_them_sends(content):
 
 def test_nothing_but_rows_of_the_batch_moves_between_devices(content):
     (looked_up,) = (p for p in content["training"]["programs"] if p["name"] == "look up")
-    batch = content["sizes"]["distinct"] * (sum(LAYERS.values()) * (WIDTH + 4) + len(LAYERS) + 4)
-    assert sum(sent["bytes"] for sent in looked_up["collectives"]) == batch + 2 * 4 * content["sizes"]["distinct"]
+    distinct = content["axes"]["distinct"]
+    batch = distinct * (sum(LAYERS.values()) * (WIDTH + 4) + len(LAYERS) + 4)
+    assert sum(sent["bytes"] for sent in looked_up["collectives"]) == batch + 2 * 4 * distinct
 
 
 def test_evaluation_encodes_all_rows_and_ranks_all_users(content):
@@ -100,8 +103,8 @@ def test_the_page_is_printed_and_written(planned):
     [
         ((), "--topology=v5e:16x16"),
         (("--topology=v5e",), "name a chip"),
-        (("--topology=cpu:1", "--config.plan.items=5"), "plan.users"),
-        (("--topology=cpu:1", "--config.data.source=nowhere"), "--config.plan.items="),
+        (("--topology=cpu:1", "--config.plan.catalogue=5"), "plan.users"),
+        (("--topology=cpu:1", "--config.data.source=nowhere"), "--config.plan.catalogue="),
         (("--topology=cpu:1", *SIZES, "--config.modalities.words.backbone=nobody/knows"), "no preset is named"),
     ],
 )
