@@ -23,8 +23,8 @@ class FusionConfig:
     """How modality vectors become one item vector.
 
     Attributes:
-        kind: `momef` (mixture of modality expert fusion), `concat` (one linear map of the concatenation), `sum` (mean
-            of the present vectors) or `attention` (one learned query).
+        kind: `momef` (mixture of modality expert fusion), `concat` (one linear map of the concatenation), `add` (the
+            sum of the vectors and a bias), `sum` (mean of the present vectors) or `attention` (one learned query).
         expert: of `momef`: `mlp` (linear, GELU, linear), `linear` or `identity`.
         temperature: of the softmax gate of `momef` and `attention`.
         residual: of `momef`: experts are added to the modality vector they read.
@@ -103,9 +103,26 @@ class Concat(nn.Module):
             vector @ self.param(f"kernel_{name}", scale, (width, width))
             for name, vector in _masked(vectors, present).items()
         ]
-        lengths = jnp.stack([jnp.linalg.norm(jax.lax.stop_gradient(part), axis=-1) for part in parts], axis=-1)
-        weights = lengths / jnp.maximum(jnp.sum(lengths, axis=-1, keepdims=True), 1e-12)
-        return ItemVectors(sum(parts) + bias, weights)
+        return ItemVectors(sum(parts) + bias, _shares_of_length(parts))
+
+
+class Add(nn.Module):
+    """The sum of the vectors, and a bias.
+
+    Where the vectors are linear maps of states, this is one linear map of the concatenated states (XSMoE's ``W_c``;
+    papers.md 4, item 5): `Concat` would put a square matrix behind each map, which can say nothing more.
+    """
+
+    config: FusionConfig
+
+    @nn.compact
+    def __call__(
+        self, vectors: dict[str, Float[Array, "item width"]], present: Bool[Array, "item modality"] | None
+    ) -> ItemVectors:
+        """Fused vectors; the weights are those of `Concat`."""
+        parts = list(_masked(vectors, present).values())
+        bias = self.param("bias", nn.initializers.zeros, (parts[0].shape[-1],))
+        return ItemVectors(sum(parts) + bias, _shares_of_length(parts))
 
 
 class Sum(nn.Module):
@@ -141,12 +158,18 @@ class Attention(nn.Module):
         return ItemVectors(_weighted(weights, list(vectors.values())), weights)
 
 
-FUSIONS: dict[str, type[nn.Module]] = {"momef": Momef, "concat": Concat, "sum": Sum, "attention": Attention}
+FUSIONS: dict[str, type[nn.Module]] = {"momef": Momef, "concat": Concat, "add": Add, "sum": Sum, "attention": Attention}
 
 
 def fuse_modalities(config: FusionConfig, name: str | None = None) -> nn.Module:
     """The fusion module of a config; call it with the vectors of each modality and the presence mask or None."""
     return FUSIONS[config.kind](config, name=name)
+
+
+def _shares_of_length(parts):
+    """Share of each part in the sum of their lengths, not differentiated."""
+    lengths = jnp.stack([jnp.linalg.norm(jax.lax.stop_gradient(part), axis=-1) for part in parts], axis=-1)
+    return lengths / jnp.maximum(jnp.sum(lengths, axis=-1, keepdims=True), 1e-12)
 
 
 def _masked(vectors, present):
