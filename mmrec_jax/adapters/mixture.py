@@ -142,8 +142,8 @@ def _gated(gates, hidden):
 
 
 def _to_input(x, experts, gates, before, share, by_gated, by_first, trained, frozen):
-    """Gradients of what reads `x`: of `x` itself by way of experts and router (None where it is frozen), of the matrices
-    to the trained bottlenecks, of the router's rows; and which slots those are.
+    """Gradients of what reads `x`: of `x` itself by way of experts and router (None where it is frozen), of the
+    matrices to the trained bottlenecks, of the router's rows; and which slots those are.
 
     `by_gated` is the gradient of `_gated`, `by_first` that of the backbone's gate against those of the slots.
     """

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -44,7 +45,8 @@ class FitResult:
         best_step, best_value: when the monitored metric was best, and what it was.
         history: one entry an epoch: `epoch`, `step`, `seconds` (of training, without evaluation),
             `peak_memory_bytes` (of the process in this epoch, or of the first accelerator), `recompilations`, `train`
-            (means over the epoch) and, where the epoch was evaluated, `valid` and `valid_seconds`.
+            (means over the epoch), `measured` (means of metrics that are arrays, as lists) and, where the epoch was
+            evaluated, `valid` and `valid_seconds`.
         step: steps taken.
         stopped_early: whether patience ran out before the last epoch.
     """
@@ -68,7 +70,7 @@ class Position:
     best_value: float | None = None
     best_step: int | None = None
     stale: int = 0  # evaluations since the best one
-    epoch_sums: dict[str, float] = field(default_factory=dict)
+    epoch_sums: dict[str, float | list[float]] = field(default_factory=dict)
     epoch_steps: int = 0
     epoch_seconds: float = 0.0
     history: list[dict] = field(default_factory=list)
@@ -284,14 +286,14 @@ class _Run:
         position.epoch_seconds += time.perf_counter() - start
 
     def _collect(self) -> dict[str, float]:
-        """Means of the training metrics since the last call, which are added to the epoch's sums."""
+        """Means of the scalar training metrics since the last call; sums of all are added to the epoch's."""
         self._check_finite()
         self.state, sums, steps = fetch_window(self.state)
         position = self.position
         position.epoch_steps += steps
         for name, value in sums.items():
-            position.epoch_sums[name] = position.epoch_sums.get(name, 0.0) + value
-        return {name: value / max(steps, 1) for name, value in sums.items()}
+            position.epoch_sums[name] = (np.asarray(position.epoch_sums.get(name, 0.0)) + value).tolist()
+        return {name: float(value) / max(steps, 1) for name, value in sums.items() if not value.ndim}
 
     def _check_finite(self) -> None:
         check_finite(self.state, self.config.groups, self.position.batches_per_epoch)
@@ -305,12 +307,14 @@ class _Run:
         """Closes the epoch's account, and evaluates where it is due."""
         position = self.position
         self._collect()
+        means = {name: np.asarray(value) / position.epoch_steps for name, value in position.epoch_sums.items()}
         entry: dict[str, Any] = {
             "epoch": self.epochs_done,
             "step": position.step,
             "seconds": position.epoch_seconds,
             "recompilations": self.step.recompilations - self.recompilations_told,
-            "train": {name: value / position.epoch_steps for name, value in position.epoch_sums.items()},
+            "train": {name: float(value) for name, value in means.items() if not value.ndim},
+            "measured": {name: value.tolist() for name, value in means.items() if value.ndim},
         }
         self._write("train_epoch", entry["train"])
         past = self.epochs_done - self.config.eval_from

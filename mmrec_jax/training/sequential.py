@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import flax.linen as nn
 import jax
@@ -28,6 +28,7 @@ from mmrec_jax.systems.config import ScoringConfig
 from mmrec_jax.systems.registry import IDS, STATES
 from mmrec_jax.types import HiddenStates, ItemVectors, Params, SequenceBatch
 
+T = TypeVar("T")
 MEASURED = 4096  # items: the mean of as many lies within 2% of the spread
 
 
@@ -89,6 +90,9 @@ class ItemEncoder(Protocol):
     def __call__(self, params: Params, inputs: Any) -> ItemVectors:
         """Vectors of the items whose `inputs` were looked up before."""
 
+    def measured(self, params: Params, inputs: Any) -> tuple[ItemVectors, dict[str, Array]]:
+        """The same, and metrics that the encoder takes of itself in training."""
+
 
 @dataclass(frozen=True)
 class CatalogueItems:
@@ -120,6 +124,11 @@ class CatalogueItems:
         vectors = self.module.apply({"params": params}, *inputs)
         assert isinstance(vectors, ItemVectors)
         return vectors
+
+    def measured(self, params: Params, inputs: tuple) -> tuple[ItemVectors, dict[str, Array]]:
+        """Encodes; metrics are what modules keep in the collection `metrics`."""
+        vectors, kept = self.module.apply({"params": params}, *inputs, mutable=["metrics"])
+        return vectors, {name: value for name, (value,) in _sown(kept.get("metrics", {})).items()}
 
     def gates(self, params: Params, inputs: tuple) -> dict[str, tuple[dict[str, Array], ...]]:
         """Gates of each tower: its name -> one dict a block, source -> scalar or one value a row; none for modules
@@ -213,9 +222,11 @@ class SequentialRecommendation:
 
     def loss(
         self, params: Params, frozen: SequentialFrozen, inputs: SequentialInputs, rng: Array
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Mean loss over the steps of the batch, and metrics of the fusion weights."""
-        encoded = self.item_vectors(params, self._with_live_states(params, frozen, inputs, rng))
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, "..."]]]:
+        """Mean loss over the steps of the batch, and metrics of the fusion weights and of the item encoder."""
+        encoded, measured = self._encoded(
+            self.item_encoder.measured, params, self._with_live_states(params, frozen, inputs, rng)
+        )
         vectors = encoded.vector
         users = user_encoder(self.user).apply(
             {"params": params["users"]},
@@ -229,7 +240,7 @@ class SequentialRecommendation:
         losses = self._losses(users, vectors, inputs)
         is_step = inputs.read > 0
         loss = jnp.sum(jnp.where(is_step, losses, 0.0)) / jnp.maximum(jnp.sum(is_step), 1)
-        return loss, self._fusion_metrics(encoded, inputs.candidates)
+        return loss, self._fusion_metrics(encoded, inputs.candidates) | measured
 
     def _with_live_states(self, params, frozen, inputs: SequentialInputs, rng) -> Any:
         """What the item encoder reads, with the states that backbones give in the step."""
@@ -297,16 +308,20 @@ class SequentialRecommendation:
             params: of the task.
             inputs: what `item_encoder.inputs` gave.
         """
+        return self._encoded(self.item_encoder, params, inputs)
+
+    def _encoded(self, encode: Callable[[Params, Any], T], params: Params, inputs: Any) -> T:
+        """What a function of the item encoder gives, computed in `compute_dtype` and handed out in float32."""
         dtype = jnp.dtype(self.compute_dtype)
         if dtype == jnp.float32:
-            return self.item_encoder(params["items"], inputs)
+            return encode(params["items"], inputs)
 
         def cast(tree, to):
             return jax.tree.map(
                 lambda leaf: leaf.astype(to) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
             )
 
-        return cast(self.item_encoder(cast(params["items"], dtype), cast(inputs, dtype)), jnp.float32)
+        return cast(encode(cast(params["items"], dtype), cast(inputs, dtype)), jnp.float32)
 
     def score_vectors(self, vectors: Float[Array, "row width"]) -> Float[Array, "row width"]:
         """Item vectors whose dot product with `user_vectors` is the score."""

@@ -34,7 +34,7 @@ def encoder(layers=3, experts=1, capacity=CAPACITY, **switches):
 
 
 def randomised(params, used, seed=0, scale=0.5):
-    """All values random, also those of unused slots, so that nothing hides behind a zero; the slots in use are `used`."""
+    """All values random, also those of unused slots, so that nothing hides behind a zero; `used` are in use."""
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda leaf: (scale * rng.standard_normal(leaf.shape)).astype(np.float32), params)
     for name in growth.rungs(params):
