@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from mmrec_jax.adapters.mixture import Experts, gated_norms, last_rung, router, rung
 from mmrec_jax.adapters.towers import BACKBONE, TowerSpec
 from mmrec_jax.errors import ConfigError
-from mmrec_jax.types import HiddenStates
+from mmrec_jax.types import METRICS, HiddenStates
 
 SAMPLED = 64  # items of a batch that utilisation is measured on; the mean over an epoch's batches is what is used
 
@@ -49,7 +49,7 @@ class Ladders(nn.Module):
     Parameters `rung_<modality>_<n>`, n from 1: see `mmrec_jax/streaming/growth.py`, which edits them between trainings.
 
     Kept where the caller asks for the collection, one entry a rung `<modality>_<n>`:
-    `metrics`: `utilisation/<rung>`, share of each slot in the norm of the experts' gated outputs, over up to `SAMPLED`
+    `METRICS`: `utilisation/<rung>`, share of each slot in the norm of the experts' gated outputs, over up to `SAMPLED`
     items (papers.md 4, item 7). `norms`: sums of these norms over all items that have the modality, and their number.
     `gates`, by modality: those of each rung.
     """
@@ -113,10 +113,10 @@ class Ladders(nn.Module):
         if self.is_initializing():
             return
         x, experts = jax.lax.stop_gradient((x, experts))
-        if self.is_mutable_collection("metrics"):
+        if self.is_mutable_collection(METRICS):
             every = max(len(x) // SAMPLED, 1)
             sums, _ = _sums(x[::every][:SAMPLED], experts, present[::every][:SAMPLED])
-            self.sow("metrics", f"utilisation/{name}", sums / jnp.maximum(jnp.sum(sums), 1e-30))
+            self.sow(METRICS, f"utilisation/{name}", sums / jnp.maximum(jnp.sum(sums), 1e-30))
         if self.is_mutable_collection("norms"):
             self.sow("norms", name, _sums(x, experts, present))
         if self.is_mutable_collection("gates"):

@@ -55,8 +55,8 @@ class Xsmoe(nn.Module):
         init = nn.initializers.variance_scaling(1.0 / len(specs), "fan_in", "truncated_normal", in_axis=-1, out_axis=-2)
         heads = {spec.name: self.param(f"project_{spec.name}", init, (config.width, spec.width)) for spec in specs}
         vectors = Ladders(config.ladders, name="ladders")(hidden, heads)
-        present = None if hidden.complete else jnp.stack([hidden.present[name] for name in vectors], axis=-1)
-        return fuse_modalities(config.fusion, name="fusion")(vectors, present)
+        present = jnp.stack([hidden.present[name] for name in vectors], axis=-1)
+        return fuse_modalities(config.fusion, name="fusion")(vectors, present, hidden.complete)
 
 
 def ladders_of(config: RunConfig, catalogue: CatalogueShape) -> LadderConfig:

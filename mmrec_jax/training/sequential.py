@@ -13,6 +13,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from mmrec_jax.adapters.standardise import cast, in_products_of
 from mmrec_jax.live.catalogue import LiveBackbones, LiveFrozen
 from mmrec_jax.objectives import (
     ObjectiveConfig,
@@ -26,7 +27,7 @@ from mmrec_jax.sequence import GruConfig, SasRecConfig, user_encoder
 from mmrec_jax.store.table import StateTable
 from mmrec_jax.systems.config import ScoringConfig
 from mmrec_jax.systems.registry import IDS, STATES
-from mmrec_jax.types import HiddenStates, ItemVectors, Params, SequenceBatch
+from mmrec_jax.types import METRICS, HiddenStates, ItemVectors, Params, SequenceBatch
 
 T = TypeVar("T")
 MEASURED = 4096  # items: the mean of as many lies within 2% of the spread
@@ -126,9 +127,9 @@ class CatalogueItems:
         return vectors
 
     def measured(self, params: Params, inputs: tuple) -> tuple[ItemVectors, dict[str, Array]]:
-        """Encodes; metrics are what modules keep in the collection `metrics`."""
-        vectors, kept = self.module.apply({"params": params}, *inputs, mutable=["metrics"])
-        return vectors, {name: value for name, (value,) in _sown(kept.get("metrics", {})).items()}
+        """Encodes; metrics are what modules keep in the collection `METRICS`."""
+        vectors, kept = self.module.apply({"params": params}, *inputs, mutable=[METRICS])
+        return vectors, {name: value for name, (value,) in _sown(kept.get(METRICS, {})).items()}
 
     def gates(self, params: Params, inputs: tuple) -> dict[str, tuple[dict[str, Array], ...]]:
         """Gates of each tower: its name -> one dict a block, source -> scalar or one value a row; none for modules
@@ -315,13 +316,8 @@ class SequentialRecommendation:
         dtype = jnp.dtype(self.compute_dtype)
         if dtype == jnp.float32:
             return encode(params["items"], inputs)
-
-        def cast(tree, to):
-            return jax.tree.map(
-                lambda leaf: leaf.astype(to) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
-            )
-
-        return cast(encode(cast(params["items"], dtype), cast(inputs, dtype)), jnp.float32)
+        encoder, rounded = in_products_of(dtype, params["items"], inputs)
+        return cast(encode(encoder, rounded), jnp.float32)
 
     def score_vectors(self, vectors: Float[Array, "row width"]) -> Float[Array, "row width"]:
         """Item vectors whose dot product with `user_vectors` is the score."""
