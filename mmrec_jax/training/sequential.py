@@ -223,7 +223,7 @@ class SequentialRecommendation:
 
     def loss(
         self, params: Params, frozen: SequentialFrozen, inputs: SequentialInputs, rng: Array
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, "..."]]]:
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ...]]]:
         """Mean loss over the steps of the batch, and metrics of the fusion weights and of the item encoder."""
         encoded, measured = self._encoded(
             self.item_encoder.measured, params, self._with_live_states(params, frozen, inputs, rng)

@@ -36,7 +36,7 @@ class Window:
         steps: how many steps that were.
     """
 
-    sums: dict[str, Float[Array, "..."]]
+    sums: dict[str, Float[Array, ...]]
     steps: Int[Array, ""]
 
 
