@@ -202,11 +202,11 @@ class _Run:
             self._check_same_run(found[0], params)
         optimizer = build_optimizer(self.config, params, self.stream.batches_per_epoch, shared=self.kept is not None)
         # The norm of the gradient is needed for clipping anyway.
-        options = {"ema_decay": self.config.ema_decay, "gradient_norm": self.config.clip_norm > 0}
+        clips = self.config.clip_norm > 0
         if self.kept is None:
-            self.step = TrainStep(self.task, optimizer, self.config.seed, **options)
+            self.step = TrainStep(self.task, optimizer, self.config.seed, self.config.ema_decay, gradient_norm=clips)
         else:
-            self.step = self.kept.step(self.task, self.config, params, optimizer, **options)
+            self.step = self.kept.step(self.task, self.config, params, optimizer)
         batches = list(self.stream.warmup_batches())
         state = self.step.init(params, self.frozen, batches[0])
         if found is not None:

@@ -58,7 +58,7 @@ def parameter_groups(params: Params, groups: Sequence[tuple[str, float]]) -> dic
 class EpochScheduleState(NamedTuple):
     """Steps taken, and how many make an epoch: an array, so that trainings on other data share the program."""
 
-    count: Int[Array, ""]
+    taken: Int[Array, ""]
     batches_per_epoch: Int[Array, ""]
 
 
@@ -135,9 +135,12 @@ def _scale_by_rates(
     def update(updates, state, params=None):
         if fixed is None:
             return jax.tree.map(lambda rate, u: -rate * u, rates, updates), state
-        factor = schedule_factor(config, state.batches_per_epoch) if shared else fixed
-        share = factor(state.count)
-        scaled = jax.tree.map(lambda rate, u: (-rate * share).astype(u.dtype) * u, rates, updates)
-        return scaled, state._replace(count=optax.safe_increment(state.count))
+        if shared:
+            factor = schedule_factor(config, state.batches_per_epoch)
+            assert factor is not None
+            share, state = factor(state.taken), state._replace(taken=optax.safe_increment(state.taken))
+        else:
+            share, state = fixed(state.count), optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
+        return jax.tree.map(lambda rate, u: (-rate * share).astype(u.dtype) * u, rates, updates), state
 
     return optax.GradientTransformation(init, update)
