@@ -162,7 +162,7 @@ class TrainStep:
         # Functions of their own, so that JAX does not keep what it traced.
         inputs = jax.eval_shape(lambda *a: self._task.inputs(*a), frozen, batch, self._key)
         _, metrics = jax.eval_shape(lambda *a: self._task.loss(*a), params, frozen, inputs, self._key)
-        own: dict[str, tuple[int, ...]] = {"loss": ()} | ({"gradient_norm": ()} if self._gradient_norm else {})
+        own: dict[str, tuple[int, ...]] = dict.fromkeys(["loss", *["gradient_norm"] * self._gradient_norm], ())
         sound = jnp.zeros(len(jax.tree.leaves(params)), bool)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
