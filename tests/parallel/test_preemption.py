@@ -15,19 +15,29 @@ from mmrec_jax.parallel.preemption import StopRequest
 
 
 def test_a_process_that_is_alone_ends_at_the_boundary_after_the_signal():
-    request = StopRequest()
-    with request.heard(), pytest.raises(Preempted, match="is saved"), request.at_boundaries():
-        assert not request.boundary()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert request.boundary()
+    request, said = StopRequest(), []
+
+    def train():
+        with request.at_boundaries():
+            said.append(request.boundary())
+            os.kill(os.getpid(), signal.SIGTERM)
+            said.append(request.boundary())
+
+    with request.heard(), pytest.raises(Preempted, match="is saved"):
+        train()
+    assert said == [False, True]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_outside_of_training_the_signal_ends_the_run_at_once():
     request = StopRequest()
-    with request.heard(), pytest.raises(Preempted, match="before there was anything to save"):
+
+    def evaluate():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
+
+    with request.heard(), pytest.raises(Preempted, match="before there was anything to save"):
+        evaluate()
     assert not request.told  # the next command line of this process begins anew
 
 
