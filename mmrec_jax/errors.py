@@ -53,5 +53,9 @@ class EvaluationError(UserError):
     """An evaluation whose scores are not finite, or a comparison of models on different examples."""
 
 
+class PlanningError(UserError):
+    """A topology that no compiler here knows, or a compiler that is not installed."""
+
+
 class Preempted(BaseException):
     """The run was told to end (SIGTERM) and did. Nobody's mistake, and passed through by whoever handles those."""
