@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +36,7 @@ class TrainingStream:
     lie in its part of the axis `step`, by their place in the group's own rows.
 
     The axes `distinct` and `step` have one of few pairs of sizes (`sizes`), the same on all processes in a step.
+    Streams over other rows of the same width can share them, and what was compiled, if the largest holds any batch.
 
     Attributes:
         rows: what an epoch consists of.
@@ -55,6 +56,7 @@ class TrainingStream:
         fingerprint: str,
         epochs: int,
         groups: int = 1,
+        sizes: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.rows = rows
         self._groups = groups
@@ -71,7 +73,7 @@ class TrainingStream:
         }
         self._order = functools.lru_cache(maxsize=2)(functools.partial(_epoch_order, len(rows), seed))
         self._size_multiple = size_multiple
-        self._sizes = self._choose_sizes(num_items)
+        self._sizes = np.asarray(sizes, np.int64) if sizes else self._choose_sizes(num_items)
         self._iterator = self._start(0)
 
     def __iter__(self) -> Iterator[SequenceBatch]:
@@ -112,8 +114,8 @@ class TrainingStream:
 
     def warmup_batches(self) -> list[SequenceBatch]:
         """A batch of padding of each of the `sizes`, to compile every shape with."""
-        nothing = np.zeros((0, self.rows.width), np.int32), np.zeros(0, np.int32)
-        return [self._assemble(*nothing, sizes) for sizes in self.sizes()]
+        nothing = np.zeros(0, np.int64)
+        return [self._assemble(nothing, sizes) for sizes in self.sizes()]
 
     def sample(self, most: int) -> tuple[Iterator[SequenceBatch], bool]:
         """Batches as they will come, evenly spread and at most so many, and whether they are all that there can be.
@@ -144,18 +146,18 @@ class TrainingStream:
         epoch, index = divmod(step, self.batches_per_epoch)
         return self._order(epoch)[index * self._rows_per_step : (index + 1) * self._rows_per_step]
 
-    def _needed(self, events: Int32[np.ndarray, "rows width"]) -> tuple[int, int]:
-        """Sizes of `distinct` and `step` that hold every process's share of these events."""
-        shards, groups = self._shard_count, self._groups
-        distinct = int(distinct_counts(events, shards).max())
-        if groups == 1:
-            return distinct, int(step_counts(events, shards).max())
-        return distinct, groups * int(self._grouped(events[:, :-1] > 0).sum(axis=1).max())
+    def _needed(self, chosen: Int[np.ndarray, " chosen"]) -> tuple[int, int]:
+        """Sizes of `distinct` and `step` that hold every process's share of these rows."""
+        rows, shards = self.rows, self._shard_count
+        inputs, distinct = rows.inputs(chosen), distinct_counts(rows.events(chosen), shards)
+        if self._groups > 1:
+            return int(distinct.max()), self._groups * int(self._grouped(inputs).sum(axis=1).max())
+        return int(distinct.max()), int(step_counts(inputs, shards).max())
 
-    def _grouped(self, used: Bool[np.ndarray, "rows length"]) -> Bool[np.ndarray, "group slot"]:
-        """Which slots of each group's rows are used, of a batch that may have fewer rows than others."""
-        every = np.zeros((self._batch_size, used.shape[1]), bool)
-        every[: len(used)] = used
+    def _grouped(self, inputs: Bool[np.ndarray, "rows length"]) -> Bool[np.ndarray, "group slot"]:
+        """The inputs of each group's rows, of a batch that may have fewer rows than others."""
+        every = np.zeros((self._batch_size, inputs.shape[1]), bool)
+        every[: len(inputs)] = inputs
         return every.reshape(self._groups, -1)
 
     def _fitting(self, needed: tuple[int, int]) -> tuple[int, int]:
@@ -171,18 +173,15 @@ class TrainingStream:
 
     def _batch(self, step: int) -> SequenceBatch:
         chosen = self._chosen(step)
-        events = self.rows.events(chosen)
-        sizes = self._fitting(self._needed(events))
-        share = slice(self._shard_index, None, self._shard_count)
-        return self._assemble(events[share], self.rows.users[chosen[share]], sizes)
+        sizes = self._fitting(self._needed(chosen))
+        return self._assemble(chosen[self._shard_index :: self._shard_count], sizes)
 
-    def _assemble(
-        self, events: Int32[np.ndarray, "rows width"], users: Int32[np.ndarray, " rows"], sizes: tuple[int, int]
-    ) -> SequenceBatch:
+    def _assemble(self, chosen: Int[np.ndarray, " chosen"], sizes: tuple[int, int]) -> SequenceBatch:
         """A batch of these rows, filled up to `batch_size` rows and the sizes of `distinct` and `step`."""
         from mmrec_jax.types import SequenceBatch  # imports jax
 
         distinct, steps = sizes
+        events, inputs = self.rows.events(chosen), self.rows.inputs(chosen)
         # Sorting and searching takes a fifth of the time of `np.unique` with its inverse.
         ordered = np.sort(events, axis=None)
         # The leading 0 makes entry 0 the padding even where no row has any.
@@ -194,14 +193,14 @@ class TrainingStream:
             "items": _filled(found, distinct, 0),
             "counts": _filled(counts, distinct, 0),
             "positions": _filled(positions, self._batch_size, 0),
-            "steps": self._steps(events[:, :-1] > 0, steps),
-            "users": _filled(users, self._batch_size, -1),
+            "steps": self._steps(inputs, steps),
+            "users": _filled(self.rows.users[chosen], self._batch_size, -1),
         }
         return SequenceBatch(**leaves)
 
-    def _steps(self, used: Bool[np.ndarray, "rows length"], size: int) -> Int32[np.ndarray, " {size}"]:
+    def _steps(self, inputs: Bool[np.ndarray, "rows length"], size: int) -> Int32[np.ndarray, " {size}"]:
         """`SequenceBatch.steps`, one part a group."""
-        parts = self._grouped(used) if self._groups > 1 else used.reshape(1, -1)
+        parts = self._grouped(inputs) if self._groups > 1 else inputs.reshape(1, -1)
         slots = self._batch_size * (self.rows.width - 1) // self._groups
         return np.concatenate([_filled(np.flatnonzero(part), size // self._groups, slots) for part in parts])
 
@@ -209,7 +208,7 @@ class TrainingStream:
         """Few pairs of sizes that fit most batches closely, found by trying; the last one is never exceeded."""
         known = self._epochs * self.batches_per_epoch
         tried = known if 0 < known <= _MOST_STEPS_TRIED else min(_TRIAL_STEPS, self.batches_per_epoch)
-        needed = np.asarray([self._needed(self.rows.events(self._chosen(step))) for step in range(tried)])
+        needed = np.asarray([self._needed(self._chosen(step)) for step in range(tried)])
         fitting = np.quantile(needed, _SIZE_QUANTILES, axis=0)
         if tried != known:  # others may need more: leave some room, and have one that holds whatever the data can give
             fitting[-1] += (fitting[-1] - fitting[0]) / 2
