@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mmrec_jax.modes.run import Run
-from mmrec_jax.modes.workdir import write_whole
+from mmrec_jax.files import write_whole
 
 if TYPE_CHECKING:
     from mmrec_jax.evaluation.evaluate import EvaluationResult
