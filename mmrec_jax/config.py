@@ -25,6 +25,7 @@ from mmrec_jax.errors import ConfigError
 from mmrec_jax.evaluation.config import EvaluationConfig
 from mmrec_jax.fusion import FusionConfig
 from mmrec_jax.objectives import ObjectiveConfig
+from mmrec_jax.parallel.config import ParallelConfig
 from mmrec_jax.systems import registry
 from mmrec_jax.systems.config import ModelConfig, ScoringConfig, UserConfig
 from mmrec_jax.training.config import TrainingConfig
@@ -63,6 +64,7 @@ class RunConfig:
     objective: ObjectiveConfig
     training: TrainingConfig
     evaluation: EvaluationConfig
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     methods: dict[str, MethodConfig] = dataclasses.field(default_factory=dict)
     store: str = ""
     prepared: str = ""
@@ -139,6 +141,7 @@ SECTIONS: dict[str, type] = {
     "objective": ObjectiveConfig,
     "training": TrainingConfig,
     "evaluation": EvaluationConfig,
+    "parallel": ParallelConfig,
 }
 
 
