@@ -26,6 +26,7 @@ from mmrec_jax.evaluation.config import EvaluationConfig
 from mmrec_jax.fusion import FusionConfig
 from mmrec_jax.objectives import ObjectiveConfig
 from mmrec_jax.parallel.config import ParallelConfig
+from mmrec_jax.streaming.config import StreamConfig
 from mmrec_jax.systems import registry
 from mmrec_jax.systems.config import ModelConfig, ScoringConfig, UserConfig
 from mmrec_jax.training.config import TrainingConfig
@@ -66,6 +67,7 @@ class RunConfig:
     evaluation: EvaluationConfig
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     methods: dict[str, MethodConfig] = dataclasses.field(default_factory=dict)
+    stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
     store: str = ""
     prepared: str = ""
     baselines: tuple[str, ...] = ()
@@ -142,6 +144,7 @@ SECTIONS: dict[str, type] = {
     "training": TrainingConfig,
     "evaluation": EvaluationConfig,
     "parallel": ParallelConfig,
+    "stream": StreamConfig,
 }
 
 

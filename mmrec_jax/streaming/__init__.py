@@ -1,1 +1,1 @@
-"""Streams of interactions: windows, arrivals, and a model that is trained on one after another."""
+"""A model that lives with its stream: windows of a log, training on each, tests on the next, growth between them."""
