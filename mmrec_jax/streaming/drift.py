@@ -44,8 +44,8 @@ KINDS = {
     "load": Kind(low=True, high=False, absolute=0.02),
     "missing": Kind(low=True, high=True, absolute=0.01),
 }
-"""quality: a metric of the test on the window. load: `evenness` of a layer's experts. missing: share of a window's items
-that lack a modality."""
+"""quality: a metric of the test on the window. load: `evenness` of a layer's experts. missing: share of a window's
+items that lack a modality."""
 
 
 @dataclass(frozen=True)
