@@ -57,6 +57,11 @@ def locate(config: DataConfig) -> Source:
     layout = _detect(directory, config) if config.layout == "auto" else config.layout
     finders = {"tables": _tables, "movielens": _movielens, "sequences": _sequences, "recbole": _recbole}
     interactions, items = finders[layout](directory, config)
+    return source_of(config, layout, interactions, items)
+
+
+def source_of(config: DataConfig, layout: str, interactions: Path, items: Path | None) -> Source:
+    """A source of given files, with the layout's columns where the config names no others."""
     user, item, timestamp, rating, catalogue_item = _DEFAULT_COLUMNS[layout]
     return Source(
         layout=layout,

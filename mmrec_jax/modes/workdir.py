@@ -35,6 +35,7 @@ FREE = (
     "parallel.model",
     "parallel.expert",
     "parallel.rules",
+    "service.*",
     "training.epochs",
     "training.patience",
     "training.keep",

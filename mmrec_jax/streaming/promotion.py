@@ -12,8 +12,7 @@ from mmrec_jax.errors import ConfigError, EvaluationError
 from mmrec_jax.evaluation.metrics import metrics
 from mmrec_jax.evaluation.pairing import HeldOut, unpaired
 from mmrec_jax.evaluation.significance import Difference, differences
-
-RULES = ("unless_worse", "better", "always")
+from mmrec_jax.streaming.service_config import PROMOTIONS
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,8 @@ def judge(
         ConfigError: the rule is unknown.
         EvaluationError: the two were not tried on the same users, items and candidates.
     """
-    if rule not in RULES:
-        raise ConfigError(f"stream.promote={rule!r}: choose one of {', '.join(RULES)}.")
+    if rule not in PROMOTIONS:
+        raise ConfigError(f"service.promote={rule!r}: choose one of {', '.join(PROMOTIONS)}.")
     k = int(metric.partition("@")[2])
     own, users = metrics(candidate.ranks, (k,))[metric], len(candidate.ranks)
     if serving is None:

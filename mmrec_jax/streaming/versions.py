@@ -140,8 +140,8 @@ class Versions:
             unfinished.mkdir()
             for name, content in (documents or {}).items():
                 (unfinished / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
-            for name, target in (links or {}).items():
-                (unfinished / name).symlink_to(target)
+            for name, leads_to in (links or {}).items():
+                (unfinished / name).symlink_to(leads_to)
             progress = {"step": version, "best_step": version, "reason": reason}
             with Checkpoints(unfinished / CHECKPOINTS) as checkpoints:
                 checkpoints.save(version, params, None, {"version": np.int32(version)}, description, progress)
