@@ -1,11 +1,19 @@
-"""What a second modality brings, as a company would introduce it: overviews first, then posters beside them.
+"""What a further modality brings, as a company would introduce it: one after another, each beside those before.
 
     python -m mmrec_jax.main --mode=compare --config=configs/staged.py --seeds=0,1,2,3,4
+    python -m mmrec_jax.main --mode=compare --config=configs/staged.py:movielens --seeds=0,1,2,3,4 \\
+        --config.settings="('data.source=DIR',)"
 
-The second stage begins with the parameters of the first. `continued` trains a second time on the overviews alone: what
-posters bring is the second stage of `crossan` beside that of `continued`, since both are trained as long.
+The first adds posters to overviews on the embedded sample. The second begins with titles, adds overviews and then
+posters, for CROSSAN and two other fusions of its towers, from the directory of `configs/movielens.py`; IISAN, which
+takes two modalities, has each pair.
 
-Arguments: `configs/staged.py:smoke` runs two epochs of shrunken models, to see that everything works.
+A stage begins with the parameters of the stage before. `continued` trains as often on the first modality alone: what a
+modality brings is its stage beside the same of `continued`, since both are trained as long. `cold` begins each stage
+anew.
+
+Arguments: `movielens`, `smoke` (two epochs of shrunken models, to see that everything works), or both as
+`movielens,smoke`.
 """
 
 from mmrec_jax.comparison import comparison, run
@@ -13,13 +21,27 @@ from mmrec_jax.config import unknown_argument
 
 
 def get_config(argument: str = ""):
-    """The comparison; `argument` is "" or "smoke"."""
-    if argument not in ("", "smoke"):
-        raise unknown_argument("configs/staged.py", argument, "smoke")
-    file = "crossan.py:smoke" if argument else "crossan.py"
-    config = comparison(f"staged{'_smoke' if argument else ''}")
+    """The comparison; `argument` is "", "movielens", "smoke" or "movielens,smoke"."""
+    if argument not in ("", "smoke", "movielens", "movielens,smoke"):
+        raise unknown_argument("configs/staged.py", argument, "movielens", "smoke", "movielens,smoke")
+    size = ":smoke" if argument.endswith("smoke") else ""
+    config = comparison("_".join(filter(None, ["staged", *argument.split(",")])))
     config.plan = "staged"
-    config.stages = (("overview",), ("overview", "poster"))
-    config.runs.crossan = run(file)
-    config.runs.continued = run(file, stages=(("overview",), ("overview",)))
+    if argument.startswith("movielens"):
+        _movielens(config, f"movielens.py{size}")
+    else:
+        config.stages = (("overview",), ("overview", "poster"))
+        config.runs.crossan = run(f"crossan.py{size}")
+        config.runs.continued = run(f"crossan.py{size}", stages=(("overview",), ("overview",)))
     return config
+
+
+def _movielens(config, file: str) -> None:
+    config.stages = (("title",), ("title", "overview"), ("title", "overview", "poster"))
+    config.runs.crossan = run(file)
+    config.runs.concat = run(file, "fusion.kind=concat")
+    config.runs.sum = run(file, "fusion.kind=sum")
+    pairs = (("title", "overview"), ("title", "poster"), ("overview", "poster"))
+    config.runs.iisan = run(file, "model.system=iisan", "fusion.kind=concat", stages=pairs, warm_start=False)
+    config.runs.continued = run(file, stages=(("title",),) * 3)
+    config.runs.cold = run(file, warm_start=False)

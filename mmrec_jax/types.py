@@ -8,6 +8,10 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 Params = dict  # a nested dict of arrays: what is trained
+TRAINING = "training"
+"""Flax key of an item encoder in a training step: what a module draws, and how it knows of one (`has_rng`)."""
+LOSSES, METRICS = "losses", "metrics"
+"""Flax collections of an item encoder: a module may `sow` terms that are added to the task's loss, and metrics."""
 
 
 @struct.dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,20 @@ def test_smoke_is_the_same_job_made_small():
     smoke, full = config_of("crossan", "smoke"), config_of("crossan")
     assert (smoke.data, smoke.baselines, list(smoke.modalities)) == (full.data, full.baselines, list(full.modalities))
     assert smoke.training.epochs < full.training.epochs
+
+
+def test_three_modalities_are_trained_as_two_are():
+    ours, theirs = config_of("movielens"), config_of("crossan")
+    apart = {"name", "data", "modalities"}
+    for field in dataclasses.fields(RunConfig):
+        if field.name not in apart:
+            assert getattr(ours, field.name) == getattr(theirs, field.name), field.name
+    assert replace(ours.data, source=theirs.data.source, interactions_file="") == theirs.data
+    assert ours.modalities["poster"] == theirs.modalities["poster"]
+    assert (
+        replace(ours.modalities["overview"], template=theirs.modalities["overview"].template)
+        == (theirs.modalities["overview"])
+    )
 
 
 @pytest.mark.parametrize("name", ["iisan", "iisan_versa", "frozen", "sasrec_content", "gru4rec", "sasrec"])

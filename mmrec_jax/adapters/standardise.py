@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from mmrec_jax.types import HiddenStates
+from mmrec_jax.types import HiddenStates, Params
 
+NAME = "standardise"
+"""Of the module in every item encoder that has it."""
 FLOOR = 1e-3
 """Share of a layer's whole power that its spread is taken for at least: the noise of a layer that says nothing, such as
 the class token before the first block, is not blown up."""
@@ -25,7 +29,7 @@ class Standardise(nn.Module):
     weight that its backbone's scale decides, and most of what a score reads is the same for all items.
 
     Mean and scale are parameters, so that they lie in the checkpoint and fit items that are added later, but they are
-    measured at `init` on the states it is given and never trained.
+    measured at `init` on the states it is given and never trained. The scale's type is that of the result.
     """
 
     @nn.compact
@@ -42,7 +46,7 @@ class Standardise(nn.Module):
     ) -> Float[Array, "item width"]:
         measured = self.param(name, lambda _: _measure(states, present))
         measured = jax.lax.stop_gradient(measured)
-        return (states - measured["mean"]) * measured["scale"]
+        return ((states - measured["mean"]) * measured["scale"]).astype(measured["scale"].dtype)
 
 
 def _measure(states: Float[Array, "item width"], present: Bool[Array, " item"]) -> dict[str, Array]:
@@ -55,3 +59,31 @@ def _measure(states: Float[Array, "item width"], present: Bool[Array, " item"]) 
     mean = over_items(states)
     power, spread = jnp.mean(over_items(states**2)), jnp.mean(over_items((states - mean) ** 2))
     return {"mean": mean, "scale": jax.lax.rsqrt(spread + FLOOR * power + 1e-12)}
+
+
+def in_products_of(dtype: DTypeLike, params: Params, inputs: Any) -> tuple[Params, Any]:
+    """An item encoder's parameters and inputs as it takes them for products in `dtype`.
+
+    States that are standardised come as they are, and so does their mean: rounded first, a state keeps 8 bits of a
+    number that is mostly the catalogue's mean, and few of what tells items apart.
+
+    Args:
+        dtype: of the products.
+        params: of the encoder; what a module named `standardise` measured is known by that name.
+        inputs: what the encoder is called with.
+    """
+
+    def measured(path: tuple) -> bool:
+        return NAME in (getattr(key, "key", None) for key in path)
+
+    standardised = any(measured(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
+
+    def parameter(path: tuple, leaf: Array) -> Array:
+        return leaf if measured(path) and path[-1].key == "mean" else cast(leaf, dtype)
+
+    return jax.tree_util.tree_map_with_path(parameter, params), inputs if standardised else cast(inputs, dtype)
+
+
+def cast(tree: Any, dtype: DTypeLike) -> Any:
+    """The tree with its floating-point leaves in another type."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)

@@ -52,8 +52,8 @@ class Crossan(nn.Module):
             for spec in config.tower.modalities
         }
         vectors = CrossModalTowers(config.tower, name="adapters")(hidden, heads)
-        present = None if hidden.complete else jnp.stack([hidden.present[name] for name in vectors], axis=-1)
-        return fuse_modalities(config.fusion, name="fusion")(vectors, present)
+        present = jnp.stack([hidden.present[name] for name in vectors], axis=-1)
+        return fuse_modalities(config.fusion, name="fusion")(vectors, present, hidden.complete)
 
 
 def towers_of(config: RunConfig, catalogue: CatalogueShape) -> TowerConfig:

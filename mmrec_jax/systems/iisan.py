@@ -62,11 +62,9 @@ class Iisan(nn.Module):
             hidden = replace(hidden, values={name: states[1:] for name, states in hidden.values.items()})
         heads = {name: self._head(name, width) for name, width in config.towers.widths.items()}
         vectors = IntraInterTowers(config.towers, name="adapters")(hidden, heads)
-        present = None
-        if not hidden.complete:
-            some = jnp.any(jnp.stack(list(hidden.present.values())), axis=0)
-            present = jnp.stack([hidden.present.get(name, some) for name in vectors], axis=-1)
-        return fuse_modalities(config.fusion, name="fusion")(vectors, present)
+        some = jnp.any(jnp.stack(list(hidden.present.values())), axis=0)
+        present = jnp.stack([hidden.present.get(name, some) for name in vectors], axis=-1)
+        return fuse_modalities(config.fusion, name="fusion")(vectors, present, hidden.complete)
 
     def _head(self, tower: str, width: int) -> Head:
         """``A F`` of a tower's last state, as one matrix."""

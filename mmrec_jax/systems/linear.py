@@ -46,8 +46,8 @@ class Linear(nn.Module):
         for name in self.modalities:
             read = hidden.values[name][-1:] if self.states == "last" else hidden.values[name]
             vectors[name] = nn.Dense(self.width, name=f"project_{name}")(jnp.concatenate(read, axis=-1))
-        present = None if hidden.complete else jnp.stack([hidden.present[x] for x in self.modalities], axis=-1)
-        return fuse_modalities(self.fusion, name="fusion")(vectors, present)
+        present = jnp.stack([hidden.present[name] for name in self.modalities], axis=-1)
+        return fuse_modalities(self.fusion, name="fusion")(vectors, present, hidden.complete)
 
 
 def build(config: RunConfig, catalogue: CatalogueShape) -> Linear:

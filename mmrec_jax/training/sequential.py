@@ -13,6 +13,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from mmrec_jax.adapters.standardise import cast, in_products_of
 from mmrec_jax.live.catalogue import LiveBackbones, LiveFrozen
 from mmrec_jax.objectives import (
     ObjectiveConfig,
@@ -300,13 +301,8 @@ class SequentialRecommendation:
         dtype = jnp.dtype(self.compute_dtype)
         if dtype == jnp.float32:
             return self.item_encoder(params["items"], inputs)
-
-        def cast(tree, to):
-            return jax.tree.map(
-                lambda leaf: leaf.astype(to) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
-            )
-
-        return cast(self.item_encoder(cast(params["items"], dtype), cast(inputs, dtype)), jnp.float32)
+        encoder, rounded = in_products_of(dtype, params["items"], inputs)
+        return cast(self.item_encoder(encoder, rounded), jnp.float32)
 
     def score_vectors(self, vectors: Float[Array, "row width"]) -> Float[Array, "row width"]:
         """Item vectors whose dot product with `user_vectors` is the score."""

@@ -55,6 +55,31 @@ def test_the_methods_of_the_sample_come_as_far_as_their_trainings(monkeypatch, c
     assert {"crossan, seed 0", "crossan_text, seed 0", "iisan, seed 0", "sasrec, seed 0"} <= set(started)
 
 
+def test_three_modalities_come_as_far_as_the_extraction_that_all_share(monkeypatch, cli, shop, tmp_path):
+    started = []
+
+    def start(job):
+        started.append(job.title)
+        job.log.write_text("RuntimeError: not here")
+        return Ended(1)
+
+    monkeypatch.setattr(jobs, "start", start)
+    monkeypatch.setattr(jobs, "_POLL", 0)
+    settings = (
+        f"data.source={shop / 'data'}",
+        "data.interactions_file=interactions.csv",
+        "evaluation.ks=(10,)",
+        "modalities.title.template={title}",
+        "modalities.overview.template={about}",
+        "modalities.poster.path_template={picture}",
+    )
+    flags = [f"--workdir={tmp_path}", f"--config.settings={settings}"]
+    code, _, err = cli(["mmrec_jax", "--mode=compare", f"--config={ROOT}/configs/staged.py:movielens,smoke", *flags])
+    assert (code, started) == (2, [f"hidden states in {tmp_path / 'store'}"])
+    for row in ("crossan 3: +poster", "sum 2: +overview", "iisan 2: title+poster", "continued 3: the same again"):
+        assert f"{row}, seed 0" in err
+
+
 @pytest.mark.slow
 def test_runs_are_processes_of_their_own(shop, trained, tmp_path):
     argv = ["mmrec_jax", "--mode=compare", f"--configs={CONFIG}:{shop}", "--seeds=3", f"--workdir={tmp_path}"]

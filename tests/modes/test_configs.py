@@ -50,6 +50,25 @@ def test_a_config_runs_to_its_results(name, cli, shop, tmp_path):
             "--config.model.bottleneck=4",
             "--config.evaluation.ks=(10,20)",
         ]
+    elif name == "movielens":
+        argument = ":smoke"
+        flags = [
+            f"--config.data.source={shop / 'data'}",
+            "--config.data.interactions_file=interactions.csv",
+            f"--config.modalities.title.backbone={shop / 'bert'}",
+            "--config.modalities.title.template={title}",
+            "--config.modalities.title.layers=(0,2)",
+            "--config.modalities.title.max_tokens=16",
+            f"--config.modalities.overview.backbone={shop / 'bert'}",
+            "--config.modalities.overview.template={about}",
+            "--config.modalities.overview.layers=(1,3)",
+            "--config.modalities.overview.max_tokens=16",
+            f"--config.modalities.poster.backbone={shop / 'vit'}",
+            "--config.modalities.poster.path_template={picture}",
+            "--config.modalities.poster.layers=(0,2)",
+            "--config.evaluation.ks=(5,10)",
+            "--config.baselines=('popularity',)",
+        ]
     workdir = tmp_path / "run"
     code, out, err = cli(
         ["mmrec_jax", f"--config={ROOT}/configs/{name}.py{argument}", f"--workdir={workdir}", *flags, *SMALL]

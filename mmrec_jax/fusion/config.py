@@ -1,0 +1,90 @@
+"""How modality vectors become one item vector, as a user says it in a config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from mmrec_jax.errors import ConfigError
+
+KINDS = ("momef", "experts", "concat", "sum", "attention")
+_SHARED = ("kind", "expert", "temperature", "residual")
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """How modality vectors become one item vector.
+
+    Attributes:
+        kind: `momef` (mixture of modality expert fusion), `experts` (the same with several experts a modality),
+            `concat` (one linear map of the concatenation), `sum` (mean of the present vectors) or `attention` (one
+            learned query).
+        expert: of `momef` and `experts`: `mlp` (linear, GELU, linear), `linear`, or of `momef` `identity`.
+        temperature: of the softmax gate of `momef`, `experts` and `attention`.
+        residual: of `momef` and `experts`: experts are added to the modality vector they read.
+        experts: of `experts`, as are all that follow: experts of each modality.
+        top_k: how many of its modality's experts a vector is sent to; 0 is all of them, without routing.
+        renormalise: the shares of the chosen experts are scaled to sum to 1; otherwise each keeps its share among all.
+        capacity_factor: in a training step an expert takes at most this times the even load, and choices beyond are
+            dropped, those of the smallest shares first.
+        groups: parts of a batch's items that have a capacity of their own; 0 is one a device of the mesh. With another
+            number, a multiple of the devices, what is dropped does not depend on how many devices there are.
+        jitter: a training step multiplies what the routers read by numbers from [1 - jitter, 1 + jitter].
+        balance_weight: of the loss that evens out the load of routed experts.
+        z_weight: of the loss that keeps the logits of routers small.
+    """
+
+    kind: str = "momef"
+    expert: str = "mlp"
+    temperature: float = 1.0
+    residual: bool = False
+    experts: int = 4
+    top_k: int = 0
+    renormalise: bool = True
+    capacity_factor: float = 1.25
+    groups: int = 0
+    jitter: float = 0.01
+    balance_weight: float = 0.01
+    z_weight: float = 0.001
+
+    def __post_init__(self):
+        for field, allowed in (("kind", KINDS), ("expert", ("mlp", "linear", "identity"))):
+            if getattr(self, field) not in allowed:
+                raise ConfigError(f"fusion.{field}={getattr(self, field)!r}: choose one of {', '.join(allowed)}.")
+        for key in ("temperature", "capacity_factor"):
+            if getattr(self, key) <= 0:
+                raise ConfigError(f"fusion.{key}={getattr(self, key)}: must be above 0.")
+        if self.kind == "experts":
+            self._check_experts()
+        else:
+            self._refuse_what_experts_read()
+
+    def _check_experts(self) -> None:
+        if self.expert == "identity":
+            raise ConfigError(
+                "fusion.expert='identity': experts without parameters are all the same; choose mlp or linear, or "
+                "fusion.kind='momef'."
+            )
+        if self.experts < 1:
+            raise ConfigError(f"fusion.experts={self.experts}: must be at least 1.")
+        if not 0 <= self.top_k <= self.experts:
+            raise ConfigError(
+                f"fusion.top_k={self.top_k}: choose 0 (all) or a number up to fusion.experts={self.experts}."
+            )
+        if self.top_k == 1 < self.experts and self.renormalise:
+            raise ConfigError(
+                "fusion.top_k=1 with fusion.renormalise=True: the one share is always 1, so that routers would learn "
+                "nothing from the task; set fusion.renormalise=False or top_k=2."
+            )
+        if not 0 <= self.jitter < 1:
+            raise ConfigError(f"fusion.jitter={self.jitter}: must lie in [0, 1).")
+        for key in ("groups", "balance_weight", "z_weight"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"fusion.{key}={getattr(self, key)}: must not be negative.")
+
+    def _refuse_what_experts_read(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name not in _SHARED and value != field.default:
+                raise ConfigError(
+                    f"fusion.{field.name}={value} means nothing to fusion.kind={self.kind!r}; it is read by 'experts'."
+                )
