@@ -10,6 +10,8 @@ from mmrec_jax.data.files import SUFFIXES
 from mmrec_jax.errors import ConfigError, DataError
 
 SAMPLE_PREFIX = "sample:"
+STREAMED = "stream:"
+"""Source of a run whose data is what a stream has brought, prepared already."""
 
 _DEFAULT_COLUMNS = {
     "tables": ("user", "item", "timestamp", "rating", "item"),
