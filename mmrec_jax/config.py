@@ -28,6 +28,7 @@ from mmrec_jax.objectives import ObjectiveConfig
 from mmrec_jax.parallel.config import ParallelConfig
 from mmrec_jax.planning.config import PlanConfig
 from mmrec_jax.streaming.config import StreamConfig
+from mmrec_jax.streaming.service_config import ServiceConfig
 from mmrec_jax.systems import registry
 from mmrec_jax.systems.config import ModelConfig, ScoringConfig, UserConfig
 from mmrec_jax.training.config import TrainingConfig
@@ -70,6 +71,7 @@ class RunConfig:
     methods: dict[str, MethodConfig] = dataclasses.field(default_factory=dict)
     stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
     plan: PlanConfig = dataclasses.field(default_factory=PlanConfig)
+    service: ServiceConfig = dataclasses.field(default_factory=ServiceConfig)
     store: str = ""
     prepared: str = ""
     baselines: tuple[str, ...] = ()
@@ -148,6 +150,7 @@ SECTIONS: dict[str, type] = {
     "parallel": ParallelConfig,
     "stream": StreamConfig,
     "plan": PlanConfig,
+    "service": ServiceConfig,
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,8 @@ _READ_AHEAD = 16
 _STEPS = 2**31  # the stream is endless
 _TRIAL_STEPS = 256
 _MOST_STEPS_TRIED = 10_000  # about two seconds
+_GROUP_STEPS = 16
+"""Steps of each group are padded up to a multiple of this."""
 _SIZE_QUANTILES = (0.4, 0.9, 1.0)
 """Of what the steps need: each size is a program to compile and to keep, and what it exceeds the need by is wasted."""
 
@@ -39,6 +41,7 @@ class TrainingStream:
     group has them, and 0 fills each part up.
 
     The axes `distinct` and `step` have one of few pairs of sizes (`sizes`), the same on all processes in a step.
+    Streams over other rows of the same width can share them, and what was compiled, if the largest holds any batch.
 
     Attributes:
         rows: what an epoch consists of.
@@ -59,6 +62,7 @@ class TrainingStream:
         epochs: int,
         groups: int = 1,
         group_rows: int = 0,
+        sizes: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.rows = rows
         self._groups, self._group_rows = groups, group_rows
@@ -75,7 +79,7 @@ class TrainingStream:
         }
         self._order = functools.lru_cache(maxsize=2)(functools.partial(_epoch_order, len(rows), seed))
         self._size_multiple = size_multiple
-        self._sizes = self._choose_sizes(num_items)
+        self._sizes = np.asarray(sizes, np.int64) if sizes else self._choose_sizes(num_items)
         self._iterator = self._start(0)
 
     def __iter__(self) -> Iterator[SequenceBatch]:
@@ -116,8 +120,8 @@ class TrainingStream:
 
     def warmup_batches(self) -> list[SequenceBatch]:
         """A batch of padding of each of the `sizes`, to compile every shape with."""
-        nothing = np.zeros((0, self.rows.width), np.int32), np.zeros(0, np.int32)
-        return [self._assemble(*nothing, sizes) for sizes in self.sizes()]
+        nothing = np.zeros(0, np.int64)
+        return [self._assemble(nothing, sizes) for sizes in self.sizes()]
 
     def sample(self, most: int) -> tuple[Iterator[SequenceBatch], bool]:
         """Batches as they will come, evenly spread and at most so many, and whether they are all that there can be.
@@ -148,15 +152,16 @@ class TrainingStream:
         epoch, index = divmod(step, self.batches_per_epoch)
         return self._order(epoch)[index * self._rows_per_step : (index + 1) * self._rows_per_step]
 
-    def _needed(self, events: Int32[np.ndarray, "rows width"]) -> tuple[int, int]:
-        """Sizes of `distinct` and `step` that hold every process's share of these events."""
-        shards, groups = self._shard_count, self._groups
+    def _needed(self, chosen: Int[np.ndarray, " chosen"]) -> tuple[int, int]:
+        """Sizes of `distinct` and `step` that hold every process's share of these rows."""
+        rows, shards, groups = self.rows, self._shard_count, self._groups
+        inputs, events = rows.inputs(chosen), rows.events(chosen)
         distinct = int(distinct_counts(events, shards).max())
         if self._group_rows:
             distinct = groups * int(self._by_owner(_named(events)).max())
-        if groups == 1:
-            return distinct, int(step_counts(events, shards).max())
-        return distinct, groups * int(self._grouped(events[:, :-1] > 0).sum(axis=1).max())
+        if groups > 1:
+            return distinct, groups * int(self._grouped(inputs).sum(axis=1).max())
+        return distinct, int(step_counts(inputs, shards).max())
 
     def _by_owner(self, items: Int32[np.ndarray, " distinct"]) -> Int64[np.ndarray, " group"]:
         """How many of the items each group has."""
@@ -170,10 +175,10 @@ class TrainingStream:
         owners = items // self._group_rows
         return places - np.searchsorted(owners, np.arange(self._groups))[owners] + owners * (size // self._groups)
 
-    def _grouped(self, used: Bool[np.ndarray, "rows length"]) -> Bool[np.ndarray, "group slot"]:
-        """Which slots of each group's rows are used, of a batch that may have fewer rows than others."""
-        every = np.zeros((self._batch_size, used.shape[1]), bool)
-        every[: len(used)] = used
+    def _grouped(self, inputs: Bool[np.ndarray, "rows length"]) -> Bool[np.ndarray, "group slot"]:
+        """The inputs of each group's rows, of a batch that may have fewer rows than others."""
+        every = np.zeros((self._batch_size, inputs.shape[1]), bool)
+        every[: len(inputs)] = inputs
         return every.reshape(self._groups, -1)
 
     def _fitting(self, needed: tuple[int, int]) -> tuple[int, int]:
@@ -184,23 +189,22 @@ class TrainingStream:
 
     def _rounded(self, sizes: Any) -> Int64[np.ndarray, "*sizes 2"]:
         """Sizes rounded up to the multiple."""
-        multiple = self._size_multiple * np.asarray([1, self._groups])
+        # A group's steps are padded by themselves, and little: with many groups each has few.
+        steps = self._size_multiple if self._groups == 1 else self._groups * min(self._size_multiple, _GROUP_STEPS)
+        multiple = np.asarray([self._size_multiple, steps])
         return (np.ceil(np.asarray(sizes) / multiple) * multiple).astype(np.int64)
 
     def _batch(self, step: int) -> SequenceBatch:
         chosen = self._chosen(step)
-        events = self.rows.events(chosen)
-        sizes = self._fitting(self._needed(events))
-        share = slice(self._shard_index, None, self._shard_count)
-        return self._assemble(events[share], self.rows.users[chosen[share]], sizes)
+        sizes = self._fitting(self._needed(chosen))
+        return self._assemble(chosen[self._shard_index :: self._shard_count], sizes)
 
-    def _assemble(
-        self, events: Int32[np.ndarray, "rows width"], users: Int32[np.ndarray, " rows"], sizes: tuple[int, int]
-    ) -> SequenceBatch:
+    def _assemble(self, chosen: Int[np.ndarray, " chosen"], sizes: tuple[int, int]) -> SequenceBatch:
         """A batch of these rows, filled up to `batch_size` rows and the sizes of `distinct` and `step`."""
         from mmrec_jax.types import SequenceBatch  # imports jax
 
         distinct, steps = sizes
+        events, inputs = self.rows.events(chosen), self.rows.inputs(chosen)
         found = _named(events)
         places = self._places(found, distinct)
         positions = places[np.searchsorted(found, events)].astype(np.int32)
@@ -212,14 +216,14 @@ class TrainingStream:
             "items": items,
             "counts": counts.astype(np.int32),
             "positions": _filled(positions, self._batch_size, 0),
-            "steps": self._steps(events[:, :-1] > 0, steps),
-            "users": _filled(users, self._batch_size, -1),
+            "steps": self._steps(inputs, steps),
+            "users": _filled(self.rows.users[chosen], self._batch_size, -1),
         }
         return SequenceBatch(**leaves)
 
-    def _steps(self, used: Bool[np.ndarray, "rows length"], size: int) -> Int32[np.ndarray, " {size}"]:
+    def _steps(self, inputs: Bool[np.ndarray, "rows length"], size: int) -> Int32[np.ndarray, " {size}"]:
         """`SequenceBatch.steps`, one part a group."""
-        parts = self._grouped(used) if self._groups > 1 else used.reshape(1, -1)
+        parts = self._grouped(inputs) if self._groups > 1 else inputs.reshape(1, -1)
         slots = self._batch_size * (self.rows.width - 1) // self._groups
         return np.concatenate([_filled(np.flatnonzero(part), size // self._groups, slots) for part in parts])
 
@@ -227,7 +231,7 @@ class TrainingStream:
         """Few pairs of sizes that fit most batches closely, found by trying; the last one is never exceeded."""
         known = self._epochs * self.batches_per_epoch
         tried = known if 0 < known <= _MOST_STEPS_TRIED else min(_TRIAL_STEPS, self.batches_per_epoch)
-        needed = np.asarray([self._needed(self.rows.events(self._chosen(step))) for step in range(tried)])
+        needed = np.asarray([self._needed(self._chosen(step)) for step in range(tried)])
         fitting = np.quantile(needed, _SIZE_QUANTILES, axis=0)
         if tried != known:  # others may need more: leave some room, and have one that holds whatever the data can give
             fitting[-1] += (fitting[-1] - fitting[0]) / 2

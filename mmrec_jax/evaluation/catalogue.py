@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Int32
+from jaxtyping import Array, Bool, Float, Int, Int32
 
 from mmrec_jax.errors import EvaluationError
 
@@ -36,6 +36,7 @@ class SplitCatalogue(Protocol):
         pair_rows: Int32[np.ndarray, "inner pair"],
         pair_items: Int32[np.ndarray, "inner pair"],
         k: int,
+        candidates: Bool[np.ndarray, " row"] | None = None,
     ) -> tuple[Int[Array, " example"], Int[Array, "example k"]]:
         """Ranks and top-k lists of a block of users, as `ranking.ranked_blocks` tells."""
 

@@ -9,6 +9,7 @@ from mmrec_jax import experiment
 from mmrec_jax.modes.results import RANKS, Outcome, popularity, report, show_users, tested
 from mmrec_jax.modes.run import Run
 from mmrec_jax.modes.warm import warm_parameters
+from mmrec_jax.parallel.preemption import REQUEST
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -45,7 +46,18 @@ def _train(run: Run) -> Outcome:
     try:
         description = run.description()
         warm = warm_parameters(run)
-        fitted = fit(run.task, run.frozen, stream, training, run.workdir, description, warm, run.placement)
+        with REQUEST.at_boundaries():
+            fitted = fit(
+                run.task,
+                run.frozen,
+                stream,
+                training,
+                run.workdir,
+                description,
+                warm,
+                stop=REQUEST.boundary,
+                placement=run.placement,
+            )
     finally:
         stream.close()
     return tested(run, fitted.params, fitted.history, fitted.best_step, fitted.best_value, RANKS)

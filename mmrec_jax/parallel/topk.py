@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int, Int32
+from jaxtyping import Array, Bool, Float, Int, Int32
 
 from mmrec_jax.evaluation.blocks import scores_of
 from mmrec_jax.shards import Shards
+from mmrec_jax.training.trees import placed
 
 
 class RowCatalogue:
@@ -26,6 +28,14 @@ class RowCatalogue:
             rows: of the catalogue, without the filling.
         """
         self._vectors, self._shards, self._rows = vectors, shards, rows
+        self._every = self._mask(np.ones(rows, bool))
+        self._some: tuple[Any, Any] = (None, self._every)
+
+    def _mask(self, candidates: Bool[np.ndarray, " row"]) -> Bool[Array, " filled_row"]:
+        """Which rows are scored: neither the padding row nor the filling."""
+        scored = np.zeros(self._vectors.shape[0], bool)
+        scored[1 : self._rows] = candidates[1:]
+        return placed(scored, self._shards.split(self._shards.rows, len(scored)))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -48,9 +58,12 @@ class RowCatalogue:
         pair_rows: Int32[np.ndarray, "inner pair"],
         pair_items: Int32[np.ndarray, "inner pair"],
         k: int,
+        candidates: Bool[np.ndarray, " row"] | None = None,
     ) -> tuple[Int[Array, " example"], Int[Array, "example k"]]:
         """Ranks and lists of a block of users; lists without columns where k = 0."""
-        return rank_block(self._shards, self._rows, k, self._vectors, vectors, targets, pair_rows, pair_items)
+        if candidates is not self._some[0]:  # the same ones are asked for in every block
+            self._some = candidates, self._every if candidates is None else self._mask(candidates)
+        return rank_block(self._shards, k, self._vectors, self._some[1], vectors, targets, pair_rows, pair_items)
 
     def listed(
         self,
@@ -60,7 +73,7 @@ class RowCatalogue:
         k: int,
     ) -> tuple[Float[Array, "user k"], Int[Array, "user k"]]:
         """Scores and rows of the best k of a block of users."""
-        return _list(self._shards, self._rows, k, self._vectors, vectors, pair_rows, pair_items)
+        return _list(self._shards, k, self._vectors, self._every, vectors, pair_rows, pair_items)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -68,12 +81,12 @@ def _norms(shards: Shards, vectors):
     return lax.with_sharding_constraint(jnp.linalg.norm(vectors, axis=1), shards.whole)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def rank_block(shards: Shards, rows: int, k: int, item_vectors, vectors, targets, pair_rows, pair_items):
-    def rank(own, users, targets, pair_rows, pair_items):
+@partial(jax.jit, static_argnums=(0, 1))
+def rank_block(shards: Shards, k: int, item_vectors, scored, vectors, targets, pair_rows, pair_items):
+    def rank(own, scored, users, targets, pair_rows, pair_items):
         def inner(part):
             users, targets, pair_rows, pair_items = part
-            scores = _own_scores(shards, rows, own, users)
+            scores = jnp.where(scored, scores_of(users, own), -jnp.inf)
             counted = _count(shards, scores, targets, pair_rows, pair_items)
             if not k:
                 return counted, jnp.zeros((users.shape[0], 0), jnp.int32)
@@ -84,29 +97,31 @@ def rank_block(shards: Shards, rows: int, k: int, item_vectors, vectors, targets
         counted, items = lax.map(inner, parts)
         return counted.reshape(-1), items.reshape(len(users), k)
 
-    return _over_rows(shards, rank)(item_vectors, vectors, targets, pair_rows, pair_items)
+    return _over_rows(shards, rank)(item_vectors, scored, vectors, targets, pair_rows, pair_items)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _list(shards: Shards, rows: int, k: int, item_vectors, vectors, pair_rows, pair_items):
-    def best(own, users, pair_rows, pair_items):
+@partial(jax.jit, static_argnums=(0, 1))
+def _list(shards: Shards, k: int, item_vectors, scored, vectors, pair_rows, pair_items):
+    def best(own, scored, users, pair_rows, pair_items):
         def inner(part):
             users, pair_rows, pair_items = part
-            scores = _own_scores(shards, rows, own, users)
+            scores = jnp.where(scored, scores_of(users, own), -jnp.inf)
             return _merged(shards, _without(shards, scores, pair_rows, pair_items), k)
 
         parts = users.reshape(pair_rows.shape[0], -1, users.shape[1]), pair_rows, pair_items
         values, items = lax.map(inner, parts)
         return values.reshape(-1, k), items.reshape(-1, k)
 
-    return _over_rows(shards, best)(item_vectors, vectors, pair_rows, pair_items)
+    return _over_rows(shards, best)(item_vectors, scored, vectors, pair_rows, pair_items)
 
 
 def _over_rows(shards: Shards, function):
-    """The function over each device's item vectors; everything else, and what it returns, is the same on all."""
+    """The function over each device's item vectors and which of them are scored; everything else, and what it returns,
+    is the same on all."""
 
-    def mapped(item_vectors, *others):
-        specs = (PartitionSpec(shards.rows or None), *(PartitionSpec() for _ in others))
+    def mapped(item_vectors, scored, *others):
+        rows = PartitionSpec(shards.rows or None)
+        specs = (rows, rows, *(PartitionSpec() for _ in others))
         return jax.shard_map(
             function,
             mesh=shards.mesh,
@@ -114,7 +129,7 @@ def _over_rows(shards: Shards, function):
             out_specs=(PartitionSpec(), PartitionSpec()),
             # What `all_gather` gives is the same on all devices, which the check cannot know.
             check_vma=False,
-        )(item_vectors, *others)
+        )(item_vectors, scored, *others)
 
     return mapped
 
@@ -122,12 +137,6 @@ def _over_rows(shards: Shards, function):
 def _first(shards: Shards, length: int) -> Int[Array, ""] | int:
     """The catalogue row of this device's first vector."""
     return lax.axis_index(shards.rows) * length if shards.rows else 0
-
-
-def _own_scores(shards: Shards, rows: int, own, users) -> Float[Array, "user own"]:
-    """Scores of this device's items; -inf for the padding row and the filling."""
-    numbers = _first(shards, own.shape[0]) + jnp.arange(own.shape[0])
-    return jnp.where((numbers > 0) & (numbers < rows), scores_of(users, own), -jnp.inf)
 
 
 def _places(shards: Shards, scores, items) -> Int[Array, " item"]:

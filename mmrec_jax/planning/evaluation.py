@@ -73,15 +73,16 @@ def plan_evaluation(run: RunShapes) -> EvaluationPlan:
             ("read items", scorer.read_inputs, (run.task, frozen, read)),
             ("encode items", scorer.encode_items, (run.task, run.params, inputs)),
             ("encode users", scorer.encode_users, (run.task, run.params, vectors, histories)),
-            ("rank", lambda items, *others: rank_block(others[0], items, *others[1:], k=k), (vectors, *ranked)),
+            ("rank", lambda items, *others: rank_block(others[0], items, *others[1:], None, k=k), (vectors, *ranked)),
         ]
     else:
         split = shards.split(shards.batch, users)
         histories = jax.ShapeDtypeStruct((users, run.sizes.length), jnp.int32, sharding=split)
+        scored = jax.ShapeDtypeStruct((rows,), jnp.bool_, sharding=where)
         encoded = [
             ("encode items", over_mesh.encode_block, (run.task, block, run.params, frozen, given())),
             ("encode users", over_mesh.encode_users, (run.task, run.params, vectors, histories)),
-            ("rank", topk.rank_block, (shards, frozen.num_rows, k, vectors, *ranked)),
+            ("rank", topk.rank_block, (shards, k, vectors, scored, *ranked)),
         ]
     programs = [compile_program(name, function, arguments, run.topology) for name, function, arguments in encoded]
     items, blocks = -(-own // block), -(-run.sizes.users // users)

@@ -175,7 +175,7 @@ def axes(config: RunConfig, sizes: Sizes, shards: Shards | None) -> tuple[int, i
     def rounded(size: float, by: int) -> int:
         return math.ceil(size / by) * by
 
-    return rounded(distinct, multiple), rounded(sizes.steps, multiple * groups)
+    return rounded(distinct, multiple), rounded(sizes.steps, 16 * groups)
 
 
 def _live(config: RunConfig) -> LiveBackbones | None:

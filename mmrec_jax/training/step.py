@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import functools
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from absl import logging
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from mmrec_jax import slots
 from mmrec_jax.errors import TrainingError
 from mmrec_jax.training.compilations import process_counter
 from mmrec_jax.training.optimizers import parameter_groups
@@ -33,11 +34,11 @@ class Window:
     the host.
 
     Attributes:
-        sums: metric -> sum over steps.
+        sums: metric -> sum over steps, in the metric's shape.
         steps: how many steps that were.
     """
 
-    sums: dict[str, Float[Array, ""]]
+    sums: dict[str, Float[Array, ...]]
     steps: Int[Array, ""]
 
 
@@ -140,8 +141,7 @@ class TrainStep:
         self._optimizer = optimizer
         self._ema_decay = ema_decay
         self._gradient_norm = gradient_norm
-        key = seed_keys(seed)[1]
-        self._key = jax.random.wrap_key_data(self._placement.state(np.asarray(jax.random.key_data(key))))
+        self._key = self._step_key(seed)
         self._compiled = process_counter()
         # Three programs. Looked-up rows are kept from being looked up again wherever they are read (`Task.inputs`), and
         # the update, a program of many small parts, is compiled once and not for every shape of a batch.
@@ -152,6 +152,17 @@ class TrainStep:
         self._most_queued = _MOST_QUEUED.get(jax.default_backend(), 2)
         self.recompilations = 0
 
+    def begin(self, optimizer: optax.GradientTransformation, seed: int) -> None:
+        """Makes ready for another training of the same task with what is compiled; the optimizer must be one whose
+        update is the same function."""
+        self._optimizer, self._key, self.recompilations = optimizer, self._step_key(seed), 0
+        self._running.clear()
+
+    def _step_key(self, seed: int) -> Array:
+        """The key that steps fold their number into, where they read it."""
+        key = seed_keys(seed)[1]
+        return jax.random.wrap_key_data(self._placement.state(np.asarray(jax.random.key_data(key))))
+
     def init(self, params: Params, frozen: Any, batch: Any) -> TrainState:
         """The state before the first step; `batch` is only looked at for the names of the task's metrics."""
         # By way of the host: copies that are safe to donate, without the weak types that would compile a
@@ -160,19 +171,14 @@ class TrainStep:
         # Functions of their own, so that JAX does not keep what it traced.
         inputs = jax.eval_shape(lambda *a: self._task.inputs(*a), frozen, batch, self._key)
         _, metrics = jax.eval_shape(lambda *a: self._task.loss(*a), params, frozen, inputs, self._key)
-        for name, value in metrics.items():
-            if value.shape != ():
-                raise TrainingError(
-                    f"Metric {name!r} of task {self._task.name} has shape {value.shape}: make it a scalar."
-                )
-        own = ["loss", "gradient_norm"] if self._gradient_norm else ["loss"]
+        own: dict[str, tuple[int, ...]] = dict.fromkeys(["loss", *["gradient_norm"] * self._gradient_norm], ())
         sound = jnp.zeros(len(jax.tree.leaves(params)), bool)
         state = TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             optimizer=self._optimizer.init(params),
             average=jax.tree.map(jnp.copy, params) if self._ema_decay else None,
-            window=jax.device_put(_empty_window([*own, *metrics])),
+            window=jax.device_put(_empty_window(own | {name: value.shape for name, value in metrics.items()})),
             health=Health(jnp.full((), -1, jnp.int32), sound),
         )
         return state if isinstance(self._placement, OneDevice) else self._placed(state)
@@ -248,16 +254,17 @@ class TrainStep:
         return {"loss": loss, **metrics}, gradients
 
     def _update(self, state: TrainState, gradients: Params, metrics: dict[str, Array]) -> TrainState:
+        gradients = slots.masked_gradients(gradients, state.params)
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, state.params)
         health = _examined(state.health, state.step, metrics["loss"], gradients)
         params = jax.tree.map(
             lambda new, old: jnp.where(health.first_bad_step < 0, new, old),
-            optax.apply_updates(state.params, updates),
+            slots.held(optax.apply_updates(state.params, updates), state.params),
             state.params,
         )
         average = state.average
         if average is not None:
-            average = optax.incremental_update(params, average, 1.0 - self._ema_decay)
+            average = slots.held(optax.incremental_update(params, average, 1.0 - self._ema_decay), average)
         if self._gradient_norm:
             metrics = {**metrics, "gradient_norm": optax.tree.norm(gradients)}
         window = Window(
@@ -306,18 +313,19 @@ def _shapes(batch: Any) -> tuple:
     return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
-def _empty_window(names: Iterable[str]) -> Any:
-    """A `Window` of host arrays."""
-    sums: Any = {name: np.zeros((), np.float32) for name in names}
+def _empty_window(shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    """A `Window` of zeros on the host, for metrics of these shapes."""
+    sums: Any = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     steps: Any = np.zeros((), np.int32)
     return Window(sums, steps)
 
 
-def fetch_window(state: TrainState) -> tuple[TrainState, dict[str, float], int]:
+def fetch_window(state: TrainState) -> tuple[TrainState, dict[str, np.ndarray], int]:
     """Sums of the metrics since the last fetch, over how many steps, and the state with an empty window."""
     window = jax.device_get(state.window)
-    sums = {name: float(value) for name, value in window.sums.items()}
-    empty = jax.tree.map(lambda old, zero: placed(zero, old.sharding), state.window, _empty_window(sums))
+    sums = {name: np.asarray(value, np.float64) for name, value in window.sums.items()}
+    zeros = _empty_window({name: value.shape for name, value in sums.items()})
+    empty = jax.tree.map(lambda old, zero: placed(zero, old.sharding), state.window, zeros)
     return dataclasses.replace(state, window=empty), sums, int(window.steps)
 
 

@@ -55,7 +55,7 @@ def take_steps(run: Run, count: int) -> Steps:
         with jax.transfer_guard("disallow"):
             state = step(state, frozen, place.batch(next(stream)))
         state, sums, _ = fetch_window(state)
-        metrics.append(sums)
+        metrics.append({name: float(value) for name, value in sums.items()})
     assert step.recompilations == 0
     stream.close()
     return Steps(metrics, host_copy(place.readable(state.params)))

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import toy
 
-from mmrec_jax.errors import ConfigError, TrainingError
-from mmrec_jax.training import load_params, loop
+from mmrec_jax.errors import ConfigError, Preempted, TrainingError
+from mmrec_jax.training import KeptSteps, load_params, loop
 from mmrec_jax.training.checkpoints import Checkpoints
+from mmrec_jax.training.compilations import process_counter
 from mmrec_jax.training.manifest import checksums
 from mmrec_jax.training.trees import host_copy
 from tests.tiny_run import kept_programs
@@ -210,3 +211,39 @@ def test_compiled_programs_can_be_kept_on_disk(tmp_path, compiled):
     with kept_programs(compiled):
         toy.train(tmp_path / "run", compilation_cache_dir=str(tmp_path / "cache"))
     assert list((tmp_path / "cache").iterdir())
+
+
+def test_a_training_on_other_data_compiles_nothing_where_the_steps_are_kept(tmp_path):
+    task, kept = toy.ToyTask(), KeptSteps()
+    settings = {"task": task, "schedule": "exponential", "warm_start": toy.train(tmp_path / "start").params}
+    toy.train(tmp_path / "first", kept=kept, **settings)
+    counter = process_counter()
+    before = counter.count
+    again = toy.train(tmp_path / "again", kept=kept, stream=toy.ToyStream(5, seed=1), seed=3, **settings)
+    assert counter.count == before
+    alone = toy.train(tmp_path / "alone", stream=toy.ToyStream(5, seed=1), seed=3, **settings)
+    for a, b in zip(jax.tree.leaves(again.params), jax.tree.leaves(alone.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)  # the schedule is computed in the program, or before it
+    assert kept.step(task, toy.config(clip_norm=1.0), again.params, None) is not kept.step(
+        task, toy.config(), again.params, None
+    )
+
+
+@pytest.mark.parametrize("settings", [{}, {"checkpoint_every_steps": 2, "ema_decay": 0.5, "schedule": "cosine"}])
+@pytest.mark.parametrize("boundary", [1, 5, 7])
+def test_a_run_that_is_told_to_stop_saves_at_that_boundary_and_goes_on_to_the_same_bits(tmp_path, settings, boundary):
+    asked = []
+
+    def stop():
+        asked.append(True)
+        return len(asked) == boundary
+
+    whole = toy.train(tmp_path / "whole", epochs=2, **settings)
+    with pytest.raises(Preempted, match=f"after step {boundary}, which is saved"):
+        toy.train(tmp_path / "parts", stop=stop, epochs=2, **settings)
+    assert load_params(tmp_path / "parts", "last")[1]["progress"]["step"] == boundary
+    parts = toy.train(tmp_path / "parts", epochs=2, **settings)
+    assert checksums(parts.params) == checksums(whole.params)
+    assert [entry["train"] for entry in parts.history] == [entry["train"] for entry in whole.history]
+    csv = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "parts")]
+    assert csv[0] == csv[1]

@@ -63,7 +63,7 @@ def test_local_negatives_are_those_of_the_users_on_the_same_device(shop, workdir
 
     rows = stream._chosen(0).reshape(4, -1)
     parts = [
-        loss(stream._assemble(stream.rows.events(part), stream.rows.users[part], (48, 64)))
+        loss(stream._assemble(part, (48, 64)))
         for part in rows  # padded up to a whole batch each, of which padding is no part
     ]
     expected = sum(float(mean) * int(steps) for mean, steps in parts) / sum(int(steps) for _, steps in parts)
