@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
+from mmrec_jax.config import resolve
+from mmrec_jax.planning.chips import CHIPS
+from mmrec_jax.planning.plan import make_plan
+from mmrec_jax.planning.report import as_page
+from mmrec_jax.planning.shapes import chosen_sizes
+from mmrec_jax.planning.topology import Topology
+from tests.tiny_config import get_config
 from tests.tiny_run import arguments, subprocess_of
 
 ITEMS, USERS, BATCH, LENGTH, WIDTH, LAYERS = 1000, 500, 16, 6, 16, {"words": 3, "picture": 2}
@@ -128,3 +136,36 @@ def test_a_compiler_that_is_not_installed_is_named_with_its_extra(topology, extr
     code, _, errors = cli(arguments(shop, tmp_path / "new", "--mode=plan", f"--topology={topology}", *SIZES))
     assert code == 2
     assert f'pip install -e ".[{extra}]"' in errors
+
+
+@pytest.fixture(scope="module")
+def too_small(shop) -> dict:
+    """A plan for one chip with rates and with 200 kB of memory."""
+    chip = dataclasses.replace(CHIPS["cpu"], memory=2e5, flops=1e12, bandwidth=1e11)
+    config = get_config(f"{shop},words")
+    config.plan.catalogue, config.plan.users, config.plan.programs = ITEMS, USERS, ("training",)
+    settings = resolve(config)
+    return make_plan(settings, Topology(chip, (1,)), chosen_sizes(settings), None)
+
+
+def test_what_does_not_fit_is_told_what_to_change_and_what_that_saves(too_small):
+    training = too_small["training"]
+    assert training["fits"] is False
+    assert training["total_bytes"] > training["available_bytes"]
+    told = "\n".join(too_small["advice"])
+    assert "extraction.dtype=int8 saves" in told
+    assert "half of training.batch_size saves" in told
+    assert "cpu chips" in told
+    assert "**Does not fit**" in as_page(too_small, "a command")
+
+
+def test_a_step_takes_as_long_as_its_products_and_its_traffic(too_small):
+    training = too_small["training"]
+    seconds = training["seconds"]["roofline"]
+    assert seconds >= training["flops"] / 1e12
+    assert seconds >= training["bytes_moved"] / 1e11
+    assert training["examples_per_second"] == pytest.approx(BATCH / seconds)
+
+
+def test_nothing_is_sent_on_one_chip(too_small):
+    assert all(not program["collectives"] for program in too_small["training"]["programs"])

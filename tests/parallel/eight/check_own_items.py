@@ -8,9 +8,12 @@ import pytest
 
 from mmrec_jax import experiment
 from mmrec_jax.parallel import ParallelConfig, make_mesh
+from mmrec_jax.planning.costs import costs
+from mmrec_jax.planning.hlo import read
+from mmrec_jax.planning.topology import parse_topology
 from mmrec_jax.shards import Shards
 from mmrec_jax.store.table import StateTable
-from tests.parallel.eight.check_step import SMALL, collectives, compare
+from tests.parallel.eight.check_step import SMALL, compare
 from tests.parallel.runs import MESHES, shop_run
 
 
@@ -60,6 +63,7 @@ def test_states_move_only_among_the_devices_of_one_part(sizes):
     )
     ids = of((items,), jnp.int32, shards.batch)
     compiled = jax.jit(lambda table, ids: table.rows(ids, own=True)).lower(table, ids).compile()
-    found = collectives(compiled.as_text())
-    assert {kind for kind, _ in found} == (set() if sizes == (8, 1, 1) else {"all-reduce"})
-    assert all(shape[0] <= items // sizes[0] for _, shapes in found for shape in shapes)
+    found = costs(read(compiled.as_text()), parse_topology("cpu:8")).collectives
+    sent = [message for message in found if message.group > 1]
+    assert {message.kind for message in sent} == (set() if sizes == (8, 1, 1) else {"all-reduce"})
+    assert all(message.group == 2 and message.bytes <= items // sizes[0] * width * 4 for message in sent)
