@@ -16,6 +16,7 @@ from mmrec_jax.errors import ConfigError
 from mmrec_jax.fusion import FusionConfig, fuse_modalities
 from mmrec_jax.parallel import ParallelConfig, make_mesh
 from mmrec_jax.types import LOSSES, METRICS, TRAINING
+from tests.parallel.runs import ONE, shop_run, take_steps
 
 ROWS, WIDTH, EXPERTS = 21, 6, 8  # eight devices do not divide the rows
 NAMES = ("image", "text")
@@ -121,3 +122,16 @@ def test_what_cannot_be_divided_is_refused(data, sizes, values, told):
     keys = {"params": jax.random.key(0), TRAINING: jax.random.key(1)}
     with jax.set_mesh(mesh_of(sizes)), pytest.raises(ConfigError, match=told):
         jax.eval_shape(lambda: fuse_modalities(config(**values)).init(keys, *data[1:]))
+
+
+def test_steps_of_a_run_agree_and_each_device_holds_its_own_experts(shop, tmp_path):
+    values = {"training__epochs": 2, "modalities__words__layers": (0, 2), "fusion__kind": "experts"}
+    values |= {"fusion__top_k": 2, "fusion__groups": 8, "fusion__capacity_factor": 1.0}
+    expected = take_steps(shop_run(shop, tmp_path, ONE, **values), 3)
+    assert expected.metrics[0]["choices_dropped_words"] > 0
+    run = shop_run(shop, tmp_path, (2, 1, 4), **values)
+    found = take_steps(run, 3)
+    for one, many in zip(expected.metrics, found.metrics, strict=True):
+        assert many == pytest.approx(one, rel=1e-5)
+    path = "items/fusion/experts_words/kernel"
+    assert run.placement.parameter(path, (4, 8, 8)).spec == P("expert")
