@@ -68,8 +68,9 @@ def plan_step(run: RunShapes) -> StepPlan:
 
 
 def _state(run: RunShapes, optimizer: Any, metrics: dict[str, Any], averaged: bool, norm: bool) -> TrainState:
-    names = [*metrics, *(["gradient_norm"] if norm else [])]
-    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    sums = {name: jax.ShapeDtypeStruct(value.shape, jnp.float32) for name, value in metrics.items()}
+    if norm:
+        sums["gradient_norm"] = jax.ShapeDtypeStruct((), jnp.float32)
     whole = jax.ShapeDtypeStruct((), jnp.int32)
     return run.state(
         TrainState(
@@ -77,7 +78,7 @@ def _state(run: RunShapes, optimizer: Any, metrics: dict[str, Any], averaged: bo
             params=run.params,
             optimizer=jax.eval_shape(optimizer.init, run.params),
             average=run.params if averaged else None,
-            window=Window(dict.fromkeys(names, scalar), whole),
+            window=Window(sums, whole),
             health=Health(whole, jax.ShapeDtypeStruct((len(jax.tree.leaves(run.params)),), jnp.bool_)),
         )
     )
