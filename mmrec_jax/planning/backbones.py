@@ -18,7 +18,7 @@ from mmrec_jax.backbones.encode import Head, PooledEncoder, check_head
 from mmrec_jax.backbones.family import Sound, Tokens, computed_as, pair
 from mmrec_jax.backbones.image import ImagePreprocessor, read_image_preprocessor
 from mmrec_jax.backbones.lengths import padded_length
-from mmrec_jax.backbones.packing import WIDTHS
+from mmrec_jax.backbones.packing import LEAST, WIDTHS
 from mmrec_jax.backbones.registry import find_family, preset
 from mmrec_jax.backbones.source import locate
 from mmrec_jax.backbones.video import VideoPreprocessor
@@ -144,21 +144,23 @@ def input_shapes(
         width = next((width for width in WIDTHS if modality.max_tokens <= width), 0)
         if packs and width:
             filled = -(-rows * (tokens or modality.max_tokens) // width)
-            shape = jax.ShapeDtypeStruct((filled, width), jnp.int32)
-            mask = jax.ShapeDtypeStruct((filled, width), jnp.bool_)
-            return Tokens(shape, mask, shape), filled * (width // 8)
-        shape = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-        return Tokens(shape, jax.ShapeDtypeStruct((rows, length), jnp.bool_)), rows
+            ids = _array((filled, width), jnp.int32)
+            return Tokens(ids, _array((filled, width), jnp.bool_), ids), filled * (width // LEAST)
+        return Tokens(_array((rows, length), jnp.int32), _array((rows, length), jnp.bool_)), rows
     if modality.kind == "audio":
         example: Any = backbone.example
         sizes = example.values.shape[1:]
         if len(sizes) == 1:
             sizes = (int(modality.max_seconds * RATE),)
-        values = jax.ShapeDtypeStruct((rows, *sizes), jnp.float32)
-        return Sound(values, jax.ShapeDtypeStruct((rows,), jnp.int32)), rows
+        return Sound(_array((rows, *sizes), jnp.float32), _array((rows,), jnp.int32)), rows
     preprocess: Any = backbone.preprocess
     image = preprocess.image if isinstance(preprocess, VideoPreprocessor) else preprocess
     frames: tuple[int, ...] = (preprocess.frames,) if isinstance(preprocess, VideoPreprocessor) else ()
     if raw:
         return jax.ShapeDtypeStruct((rows, *(frames or (1,)), *image.size, 3), np.uint8), rows
     return jax.ShapeDtypeStruct((rows, *frames, *image.size, 3), jnp.float32), rows
+
+
+def _array(shape: tuple[int, ...], dtype: Any) -> Any:
+    """An array as a shape, where a type asks for an array."""
+    return jax.ShapeDtypeStruct(shape, dtype)

@@ -68,10 +68,13 @@ def plan_step(run: RunShapes) -> StepPlan:
 
 
 def _state(run: RunShapes, optimizer: Any, metrics: dict[str, Any], averaged: bool, norm: bool) -> TrainState:
-    sums = {name: jax.ShapeDtypeStruct(value.shape, jnp.float32) for name, value in metrics.items()}
+    def array(shape: tuple[int, ...], dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    sums = {name: array(value.shape, jnp.float32) for name, value in metrics.items()}
     if norm:
-        sums["gradient_norm"] = jax.ShapeDtypeStruct((), jnp.float32)
-    whole = jax.ShapeDtypeStruct((), jnp.int32)
+        sums["gradient_norm"] = array((), jnp.float32)
+    whole = array((), jnp.int32)
     return run.state(
         TrainState(
             step=whole,
@@ -79,7 +82,7 @@ def _state(run: RunShapes, optimizer: Any, metrics: dict[str, Any], averaged: bo
             optimizer=jax.eval_shape(optimizer.init, run.params),
             average=run.params if averaged else None,
             window=Window(sums, whole),
-            health=Health(whole, jax.ShapeDtypeStruct((len(jax.tree.leaves(run.params)),), jnp.bool_)),
+            health=Health(whole, array((len(jax.tree.leaves(run.params)),), jnp.bool_)),
         )
     )
 
