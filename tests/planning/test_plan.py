@@ -18,7 +18,7 @@ from mmrec_jax.planning.topology import Topology
 from tests.tiny_config import get_config
 from tests.tiny_run import arguments, subprocess_of
 
-ITEMS, USERS, BATCH, LENGTH, WIDTH, LAYERS = 1000, 500, 16, 6, 16, {"words": 3, "picture": 2}
+ITEMS, USERS, BATCH, LENGTH, WIDTH, LAYERS = 1000, 500, 16, 6, 24, {"words": 3, "picture": 2}
 SIZES = (f"--config.plan.catalogue={ITEMS}", f"--config.plan.users={USERS}", "--config.plan.tokens=8")
 
 
@@ -79,7 +79,8 @@ def test_nothing_but_rows_of_the_batch_moves_between_devices(content):
     (looked_up,) = (p for p in content["training"]["programs"] if p["name"] == "look up")
     distinct = content["axes"]["distinct"]
     batch = distinct * (sum(LAYERS.values()) * (WIDTH + 4) + len(LAYERS) + 4)
-    assert sum(sent["bytes"] for sent in looked_up["collectives"]) == batch + 2 * 4 * distinct
+    # Their states, and the ids that are asked for.
+    assert sum(sent["bytes"] for sent in looked_up["collectives"]) == batch + 4 * distinct
 
 
 def test_evaluation_encodes_all_rows_and_ranks_all_users(content):
