@@ -30,12 +30,7 @@ class KeptSteps:
         self._steps: dict[Any, TrainStep] = {}
 
     def step(
-        self,
-        task: Task,
-        config: TrainingConfig,
-        params: Params,
-        optimizer: optax.GradientTransformation,
-        **options: Any,
+        self, task: Task, config: TrainingConfig, params: Params, optimizer: optax.GradientTransformation
     ) -> TrainStep:
         """The step for a training, compiled or not.
 
@@ -45,7 +40,6 @@ class KeptSteps:
             params: to be trained; their shapes count.
             optimizer: of these settings; an earlier one's programs serve it, so it must keep in its state whatever
                 differs (`build_optimizer(..., shared=True)`).
-            options: of `TrainStep`.
         """
         settings = tuple((k, v) for k, v in dataclasses.asdict(config).items() if k not in _ELSEWHERE)
         leaves, structure = jax.tree.flatten(params)
@@ -53,5 +47,6 @@ class KeptSteps:
         if key in self._steps:
             self._steps[key].begin(optimizer, config.seed)
         else:
-            self._steps[key] = TrainStep(task, optimizer, config.seed, **options)
+            clips = config.clip_norm > 0
+            self._steps[key] = TrainStep(task, optimizer, config.seed, config.ema_decay, gradient_norm=clips)
         return self._steps[key]
