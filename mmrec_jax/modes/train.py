@@ -9,6 +9,7 @@ from mmrec_jax import experiment
 from mmrec_jax.modes.results import RANKS, Outcome, popularity, report, show_users, tested
 from mmrec_jax.modes.run import Run
 from mmrec_jax.modes.warm import warm_parameters
+from mmrec_jax.parallel.preemption import REQUEST
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -44,7 +45,10 @@ def _train(run: Run) -> Outcome:
     training = replace(run.config.training, compilation_cache_dir="")
     try:
         description = run.description()
-        fitted = fit(run.task, run.frozen, stream, training, run.workdir, description, warm_parameters(run))
+        warm = warm_parameters(run)
+        with REQUEST.at_boundaries():
+            stop = REQUEST.boundary
+            fitted = fit(run.task, run.frozen, stream, training, run.workdir, description, warm, stop=stop)
     finally:
         stream.close()
     return tested(run, fitted.params, fitted.history, fitted.best_step, fitted.best_value, RANKS)
