@@ -22,6 +22,7 @@ from mmrec_jax.errors import ConfigError, EmptySplitError
 from mmrec_jax.evaluation.blocks import BlockShape, inner_block, pair_capacity
 from mmrec_jax.evaluation.evaluate import EvaluationResult, evaluate
 from mmrec_jax.objectives import log_popularity
+from mmrec_jax.parallel.preemption import REQUEST
 from mmrec_jax.streaming import examples, growth
 from mmrec_jax.streaming.memory import Events, Memory
 from mmrec_jax.streaming.table import PaddedTable, StatesOf
@@ -168,7 +169,17 @@ class Learner:
         stream = self._stream(rows, training.seed, f"window {number}")
         try:
             place, frozen = self.folder(number), self._frozen(rows)
-            fitted = fit(self.task, frozen, stream, training, place, dict(self.run), params, kept=self._kept)
+            fitted = fit(
+                self.task,
+                frozen,
+                stream,
+                training,
+                place,
+                dict(self.run),
+                params,
+                kept=self._kept,
+                stop=REQUEST.boundary,
+            )
         finally:
             stream.close()
         best = next((entry for entry in fitted.history if entry["step"] == fitted.best_step), {})
