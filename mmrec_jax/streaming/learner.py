@@ -26,6 +26,7 @@ from mmrec_jax.parallel.preemption import REQUEST
 from mmrec_jax.streaming import examples, growth
 from mmrec_jax.streaming.memory import Events, Memory
 from mmrec_jax.streaming.table import PaddedTable, StatesOf
+from mmrec_jax.streaming.utilisation import with_evaluations
 from mmrec_jax.streaming.windows import Window
 from mmrec_jax.training.kept import KeptSteps
 from mmrec_jax.training.loop import fit
@@ -180,14 +181,17 @@ class Learner:
                 kept=self._kept,
                 stop=REQUEST.boundary,
             )
+            best = next((entry for entry in fitted.history if entry["step"] == fitted.best_step), {})
+            measured = {
+                name.removeprefix("utilisation/"): list(values)
+                for name, values in best.get("measured", {}).items()
+                if name.startswith("utilisation/")
+            }
+            if measured and config.stream.utilisation == "paper":
+                encoded = sum(int(np.sum(batch.items > 0)) for batch in stream.sample(stream.batches_per_epoch)[0])
+                measured = with_evaluations(self.task, fitted.params, frozen, measured, encoded)
         finally:
             stream.close()
-        best = next((entry for entry in fitted.history if entry["step"] == fitted.best_step), {})
-        measured = {
-            name.removeprefix("utilisation/"): list(values)
-            for name, values in best.get("measured", {}).items()
-            if name.startswith("utilisation/")
-        }
         facts = {
             "rows": len(rows),
             "targets": int(examples.popularity(rows, self.rows).sum()),

@@ -114,13 +114,14 @@ def as_csv(reports: Reports) -> str:
 
 
 def table(reports: Reports, title: str) -> Table:
-    """The windows side by side, metrics in percent, and their means."""
+    """The windows side by side: new items, what training took, experts of all rungs and how many were then pruned and
+    added, the users tested on the next window with their metrics in percent, and the means."""
     from rich.table import Table
 
     names = list(dict.fromkeys(name for r in reports for name in r.get("test", {}).get("metrics", {})))[:4]
     names = sorted(names, key=lambda name: (not name.startswith("HR"), int(name.partition("@")[2])))
     grid = Table(title=title)
-    columns = ["window", "events", "new items", "epochs", "train s", "trainable", "experts", "-/+", "users", *names]
+    columns = ["window", "new", "epochs", "s", "experts", "-/+", "users", *names]
     for column in columns:
         grid.add_column(column, justify="right")
     for report in reports:
@@ -128,12 +129,10 @@ def table(reports: Reports, title: str) -> Table:
         experts = [len(held) for held in report["experts"].values()]
         grid.add_row(
             str(report["window"]),
-            f"{report['events']:,}",
             f"{report['new_items']:,}",
             str(report["training"]["epochs"]),
             f"{report['training']['seconds']:.1f}",
-            f"{report['parameters']['trainable']:,}",
-            "+".join(map(str, experts)) or "-",
+            str(sum(experts)) if experts else "",
             f"{len(report['pruned'])}/{len(report['born'])}",
             str(test.get("users", "")),
             *(f"{100 * test['metrics'][name]:.2f}" if test.get("examples") else "" for name in names),
