@@ -9,7 +9,6 @@ import pytest
 
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.streaming import growth, reports
-from mmrec_jax.streaming.protocol import StreamRun
 from mmrec_jax.streaming.table import PaddedTable
 from mmrec_jax.streaming.utilisation import with_evaluations
 from tests.streaming.conftest import ITEMS, learner, settings, states
@@ -57,13 +56,9 @@ def test_at_capacity_a_ladder_can_stop_or_grow(rule, held, capacity, windows, tm
     assert (found[1]["recompilations"] > 0) == (rule == "grow")  # the arrays grew before the second training
 
 
-def test_without_expansion_nothing_grows(grown):
-    stream, found, _ = grown
-    still = StreamRun.__new__(StreamRun)
-    still.__dict__ = stream.__dict__ | {"_stream": settings(**LADDER, **{"stream.expand": False}).stream}
-    before = still.params
-    still._expand(None)
-    assert still.params is before
+def test_switched_off_nothing_grows(windows, tmp_path):
+    found = lived(settings(**LADDER, **{"stream.expand": False}), tmp_path, windows[:3], last=3)[1]
+    assert [held["words_1"] for held in experts(found)] == [1, 1]
 
 
 @pytest.mark.parametrize("name", ["frozen", "replay", "retrain_window", "retrain_all"])
