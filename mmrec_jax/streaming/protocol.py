@@ -119,6 +119,7 @@ class StreamRun:
 
     def _train(self, window: Window) -> None:
         memory, learner, grows = self.learner.memory, self._stream.learner, self._stream.learner in LIVING
+        self._say(f"\nwindow {window.number}: {len(window):,} events, {self._new_items:,} new items")
         report: dict[str, Any] = {
             "window": window.number,
             "name": window.name,
@@ -152,6 +153,8 @@ class StreamRun:
             return
         self.report["test"] = {"window": window.number, **_facts(result)}
         self._write_ranks(result, window.number)
+        shown = ", ".join(f"{name} {100 * value:.2f}%" for name, value in self.report["test"]["metrics"].items())
+        self._say(f"tested on window {window.number}: {shown}")
         self.report["held_out"] = {}
         for earlier in range(max(1, window.number - self._stream.forgetting), window.number):
             if (found := self.learner.held_out(scorer, earlier)) is not None:
