@@ -71,22 +71,28 @@ class StreamRun:
         assert self._params is not None, "no window was trained yet"
         return self._params
 
+    @params.setter
+    def params(self, params: Params) -> None:
+        """Puts others in their place, between two windows."""
+        self._params = params
+
     def close(self) -> None:
         """Releases the workdir."""
         self._checkpoints.close()
 
-    def run(self, windows: Iterable[Window], last: int | None = None) -> list[dict[str, Any]]:
+    def run(self, windows: Iterable[Window], last: int | None = None, first: int = 1) -> list[dict[str, Any]]:
         """Lives through the windows; those that a checkpoint is of already are only remembered.
 
         Args:
-            windows: from the first on, in order; may be endless.
+            windows: in order; may be endless.
             last: number of the last window, which is tested on only unless `stream.train_last`; None trains on all.
+            first: number of the first of them: later than 1 where older ones are forgotten.
 
         Returns:
             A report a trained window.
         """
         compiled = process_counter()
-        for window in numbered(iter(windows)):
+        for window in numbered(iter(windows), first):
             self.state.check(window)
             known = self.learner.memory.num_items
             self.learner.observe(window)

@@ -127,3 +127,15 @@ def test_the_papers_utilisation_counts_the_items_of_evaluations(windows, tmp_pat
         assert many[rung] == pytest.approx([0.9, 0.1], abs=1e-5)  # the items of an evaluation are lost among so many
         low, high = sorted((alone[rung][0], trained.utilisation[rung][0]))
         assert high - low < 0.2  # two young experts are used alike, in batches and out of them
+
+
+def test_a_stream_that_forgets_is_one_that_begins_later(windows, tmp_path):
+    long, late = (learner(settings(), tmp_path / name) for name in ("long", "late"))
+    for window in windows[:3]:
+        long.observe(window)
+    late.observe(windows[2])
+    long.forget(3)
+    assert (long.memory.item_ids, long.memory.user_ids) == (late.memory.item_ids, late.memory.user_ids)
+    np.testing.assert_array_equal(long.memory.events.windows, np.full(len(windows[2]), 3))
+    np.testing.assert_array_equal(long.memory.events.items, late.memory.events.items)
+    assert long.known.sum() == late.memory.num_items
