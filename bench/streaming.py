@@ -7,6 +7,11 @@ intervals of a bootstrap over users (the same draw for all variants, a user of a
 targets) and over seeds, and paired differences to the first variant; training seconds; the time of a step in the last
 window as a ratio to the first, for the same number of targets; programs compiled after the first window. A run that was
 finished before is read from its workdir, one that was stopped goes on.
+
+    python bench/streaming.py --time [--set=training.epochs=3] [--out=runs/streaming]
+
+times an epoch on the first window with the parameters that a stream begins with and with those after nine expansions:
+the same events, batches and compiled programs, in turns.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import runpy
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +65,32 @@ def as_json(config) -> dict[str, Any]:
     from mmrec_jax.config import resolve, to_json
 
     return json.loads(json.dumps(to_json(resolve(config))))
+
+
+def growth_time(workdir: Path, settings: Mapping[str, Any], repeats: int = 5) -> dict[str, Any]:
+    """Seconds of an epoch's steps on the first window, by how often the parameters were expanded, and their ratio."""
+    from mmrec_jax import modes
+    from mmrec_jax.modes.stream import log_windows, stream_learner
+    from mmrec_jax.streaming import growth
+
+    config = runpy.run_path(str(ROOT / "configs" / "xsmoe.py"))["get_config"]("")
+    config.update_from_flattened_dict({"training.progress": False, "training.epochs": 2, **settings})
+    opened = modes.open_run(config, workdir, trains=True)
+    windows, catalogue, data = log_windows(opened.config)
+    learner = stream_learner(opened, catalogue, data)
+    learner.observe(windows[0])
+    grown = {0: learner.fresh()}
+    rng = np.random.default_rng(0)
+    for number in range(1, opened.config.model.capacity):
+        grown[number] = growth.expand(grown[number - 1], number, rng)[0]
+    taken: dict[int, list[float]] = {0: [], max(grown): []}
+    for _ in range(repeats):
+        for expansions, seconds in taken.items():
+            shutil.rmtree(learner.folder(1), ignore_errors=True)
+            facts = learner.train(1, grown[expansions]).facts
+            seconds.append(facts["step_seconds"] / facts["epochs"])
+    first, last = (float(np.median(seconds)) for seconds in taken.values())
+    return {"seconds": taken, "ratio": last / first}
 
 
 def user_gains(workdir: Path) -> pl.DataFrame:
@@ -123,10 +155,16 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--windows", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("runs/streaming"))
+    parser.add_argument("--time", action="store_true", help="time epochs before and after growth instead")
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of the config, for all runs")
     given = parser.parse_args()
     settings = {"stream.windows": given.windows}
     settings |= {key: json.loads(value) for key, value in (text.split("=", 1) for text in given.set)}
+    if given.time:
+        found = growth_time(given.out / "time", settings)
+        print(f"seconds of an epoch, medians of turns: {found['seconds']}; ratio {found['ratio']:.3f}")
+        write(found, given.out / "time.json")
+        return
     seeds = [int(seed) for seed in given.seeds.split(",")]
     gains, contents = {}, {}
     for name in given.variants.split(","):
