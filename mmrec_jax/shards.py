@@ -6,6 +6,7 @@ what needs other devices' rows is written down here, inside `jax.shard_map`, so 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,10 @@ class Shards:
     def map(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
         """The function on each device's own part: `jax.shard_map` over all axes of the mesh."""
         return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
+
+    def traced(self) -> contextlib.AbstractContextManager:
+        """What is traced inside finds the mesh as `jax.sharding.get_abstract_mesh()`."""
+        return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
     def take(self, arrays: Sequence[Num[Array, "row ..."]], ids: Int[Array, " item"]) -> tuple[Array, ...]:
         """``array[ids]`` of arrays that are split by rows, split as the batch is (whole where it cannot be).

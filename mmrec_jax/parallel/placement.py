@@ -19,7 +19,10 @@ from mmrec_jax.store.table import StateTable
 from mmrec_jax.training.sequential import SequentialFrozen
 from mmrec_jax.training.trees import path_name, placed
 
-LOGICAL_AXES: dict[str, tuple[str | None, ...]] = {r"(.*/)?items/(ids/)?embedding": ("rows",)}
+LOGICAL_AXES: dict[str, tuple[str | None, ...]] = {
+    r"(.*/)?items/(ids/)?embedding": ("rows",),
+    r"(.*/)?items/(content/)?fusion/experts_\w+/\w+": ("experts",),
+}
 """Pattern of a trained parameter's path -> the logical axis of each of its axes. The optimiser keeps its moments under
 the same paths, so that they lie with their parameters; arrays of no pattern are on every device."""
 

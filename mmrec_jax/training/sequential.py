@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -278,7 +279,8 @@ class SequentialRecommendation:
         """Mean loss over the steps of the batch with the encoder's own losses, and metrics of the encoder."""
         states = self._with_live_states(params, frozen, inputs, rng)
         train = partial(self.item_encoder.train, key=jax.random.fold_in(rng, 4))
-        encoded, added = self._in_compute_dtype(train, params["items"], states)
+        with contextlib.nullcontext() if self.shards is None else self.shards.traced():
+            encoded, added = self._in_compute_dtype(train, params["items"], states)
         read = replace(inputs, items=None, batch=replace(inputs.batch, media={}))
         others = {name: part for name, part in params.items() if name in ("users", "scale")}
         key = jax.random.split(rng)[0]

@@ -56,7 +56,7 @@ def take_steps(run: Run, count: int) -> Steps:
         with jax.transfer_guard("disallow"):
             state = step(state, frozen, place.batch(next(stream)))
         state, sums, _ = fetch_window(state)
-        metrics.append({name: float(value) for name, value in sums.items()})
+        metrics.append({name: float(value) for name, value in sums.items() if np.ndim(value) == 0})
     assert step.recompilations == 0
     stream.close()
     return Steps(metrics, host_copy(place.readable(state.params)))
