@@ -35,6 +35,7 @@ FREE = (
     "parallel.model",
     "parallel.expert",
     "parallel.rules",
+    "parallel.timeout_seconds",
     "training.epochs",
     "training.patience",
     "training.keep",

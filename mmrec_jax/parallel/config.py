@@ -35,6 +35,8 @@ class ParallelConfig:
             `mlp`, `vocabulary` and `embed` (`embed` over `data` is the fully sharded layout).
         negatives: `global` (the whole step's items, as on one device) or `local` (those of the users on the same
             device along `batch`).
+        timeout_seconds: of several processes, how long one may be late at the start or silent later on before it
+            counts as lost, which ends the others.
     """
 
     data: int = -1
@@ -42,6 +44,7 @@ class ParallelConfig:
     expert: int = 1
     rules: tuple[tuple[str, str], ...] = ()
     negatives: str = "global"
+    timeout_seconds: float = 300.0
 
     def __post_init__(self):
         sizes = self.sizes
@@ -52,6 +55,8 @@ class ParallelConfig:
             )
         if self.negatives not in ("global", "local"):
             raise ConfigError(f"parallel.negatives={self.negatives!r}: choose global or local.")
+        if not self.timeout_seconds > 0:
+            raise ConfigError(f"parallel.timeout_seconds={self.timeout_seconds}: give a number of seconds above 0.")
         for logical, axes in self.rules:
             unknown = [axis for axis in _parts(axes) if axis not in AXES]
             if logical not in LOGICAL or unknown:
