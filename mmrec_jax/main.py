@@ -26,6 +26,7 @@ import io
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 
 from absl import flags
@@ -184,7 +185,13 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # titles may hold what the terminal cannot show
-    code = command(sys.argv)
+    try:
+        code = command(sys.argv)
+    except Exception:
+        if not _APART.is_set():
+            raise
+        traceback.print_exc()
+        code = 1
     if _APART.is_set():
         sys.stdout.flush()
         sys.stderr.flush()

@@ -50,7 +50,8 @@ def meet(group: ProcessGroup, timeout: float, run: str) -> Meeting:
 
 
 def _first(group: ProcessGroup, me: Peer, timeout: float, run: str) -> Meeting:
-    peers, lines = {0: me}, {}
+    peers: dict[int, Peer] = {0: me}
+    lines: dict[int, Line] = {}
     deadline = time.monotonic() + timeout
     port = group.port + 1
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
@@ -131,9 +132,7 @@ def _other(group: ProcessGroup, me: Peer, timeout: float, run: str) -> Meeting:
     # The first process counts from its own start, and says who is late.
     said = _hear(line, timeout + _HELLO_SECONDS)
     if said is None:
-        raise HostError(
-            f"{where} ended, or fell silent, before all {group.count} processes were there: see its output."
-        )
+        raise HostError(f"{where} ended or fell silent before all {group.count} processes were there: see its output.")
     if "refused" in said:
         raise HostError(said["refused"])
     return Meeting(me, tuple(Peer(*values) for values in said["all"]), {0: line})

@@ -60,13 +60,18 @@ class Watch(threading.Thread):
         self._over.wait()
 
     def settle(self) -> None:
-        """Waits, after an error that a lost process may have caused, as long as one of them may be found lost.
+        """Waits, after an error that the loss of another process may have caused, as long as one may be found lost.
 
         Where one is, this process ends here.
         """
-        time.sleep(_GRACE)
-        while any(time.monotonic() - heard > 3 * self._beat for heard in self._heard.values()):
+        time.sleep(2 * _GRACE)
+        while self._any_in_doubt():
             time.sleep(_POLL)
+
+    def _any_in_doubt(self) -> bool:
+        now = time.monotonic()
+        silent = any(now - self._heard[i] > 3 * self._beat for i in self._lines if i not in self._ended)
+        return silent or any(how not in (FINISHED, STOPPED) for how in self._ended.values())
 
     def run(self) -> None:
         """Watches until all have ended."""

@@ -49,6 +49,9 @@ def main(count: int, index: int, port: str, timeout: float, steps: int, mishap: 
         code = 75
     except ConfigError:
         code = 2
+    except ValueError as error:  # as a collective fails that has lost a process
+        print(error, file=sys.stderr)
+        code = 1
     except HostError as error:
         print(f"HostError: {error}", file=sys.stderr)
         code = 69

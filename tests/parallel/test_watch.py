@@ -36,10 +36,11 @@ class Members:
     def __init__(self, count, *, timeout=20.0, steps=100_000, mishaps=None, missing=()):
         port = free_port()
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "OMP_NUM_THREADS": "1"}
+        program, mishaps = str(ROOT / "tests" / "parallel" / "member.py"), mishaps or {}
         self.processes = {
             index: subprocess.Popen(
-                [sys.executable, str(ROOT / "tests/parallel/member.py"), str(count), str(index), str(port)]
-                + [str(timeout), str(steps), *filter(None, [(mishaps or {}).get(index)])],
+                [sys.executable, program]
+                + [str(value) for value in (count, index, port, timeout, steps, mishaps.get(index, ""))],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
