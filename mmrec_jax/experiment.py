@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmrec_jax.config import SECTIONS, RunConfig, to_json
-from mmrec_jax.errors import MissingModalityError, UserError
+from mmrec_jax.errors import ConfigError, MissingModalityError, UserError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mmrec_jax.live import LiveBackbones, LiveCatalogue, LiveStream
     from mmrec_jax.live.catalogue import LiveFrozen
     from mmrec_jax.sequence import GruConfig, SasRecConfig
+    from mmrec_jax.shards import Shards
     from mmrec_jax.store.store import HiddenStateStore
     from mmrec_jax.store.table import StateTable
     from mmrec_jax.training.sequential import SequentialFrozen, SequentialRecommendation
@@ -51,8 +53,11 @@ def prepared_directory(config: RunConfig, workdir: Path) -> Path:
 
 def prepare_data(config: RunConfig, workdir: Path) -> PreparedData:
     """The checked, filtered and split data, made on the first call and opened later."""
-    from mmrec_jax.data import prepare
+    from mmrec_jax.data import open_prepared, prepare
+    from mmrec_jax.data.layouts import STREAMED
 
+    if config.data.source == STREAMED:
+        return open_prepared(prepared_directory(config, workdir).resolve())  # a link that is moved now and then
     return prepare(config.data, prepared_directory(config, workdir))
 
 
@@ -175,7 +180,11 @@ def load_table(
 
 
 def build_task(
-    config: RunConfig, table: StateTable | None, rows: int, live: LiveBackbones | None = None
+    config: RunConfig,
+    table: StateTable | None,
+    rows: int,
+    live: LiveBackbones | None = None,
+    shards: Shards | None = None,
 ) -> SequentialRecommendation:
     """The task of a config.
 
@@ -184,6 +193,7 @@ def build_task(
         table: hidden states; None for systems by id.
         rows: catalogue rows, padding included.
         live: backbones that are run in the step.
+        shards: of a step over several devices.
     """
     from mmrec_jax.systems import CatalogueShape, StateShape, build, reads, system
     from mmrec_jax.training.sequential import CatalogueItems, SequentialRecommendation
@@ -199,6 +209,7 @@ def build_task(
         system(config.model.system).parts(config),
         compute_dtype(config),
         live,
+        shards,
     )
 
 
@@ -235,10 +246,24 @@ def training_stream(
     prepared: PreparedData,
     live: LiveBackbones | None = None,
     catalogue: LiveCatalogue | None = None,
+    shards: Shards | None = None,
 ) -> TrainingStream | LiveStream:
-    """Batches of this process, with the raw inputs of their items where a backbone is run in the step."""
+    """Batches of a step, with the raw inputs of their items where a backbone is run in the step.
+
+    A process among several makes the ids of the whole step too, of which its devices get their part: so a step is the
+    same on any number of processes.
+
+    Raises:
+        ConfigError: a batch cannot be split over the devices.
+    """
     from mmrec_jax.data import training_batches
 
+    groups = shards.batch_parts if shards else 1
+    if config.training.batch_size % groups:
+        raise ConfigError(
+            f"training.batch_size={config.training.batch_size} cannot be split over {groups} devices: choose a "
+            f"multiple of {groups}, or give parallel.data a size that divides it."
+        )
     stream = training_batches(
         prepared,
         batch_size=config.training.batch_size,
@@ -246,6 +271,8 @@ def training_stream(
         window=config.model.window,
         seed=config.training.seed,
         epochs=config.training.epochs,
+        size_multiple=math.lcm(16, groups),
+        groups=groups,
     )
     if live is None or catalogue is None:
         return stream

@@ -18,15 +18,20 @@ from mmrec_jax import experiment
 from mmrec_jax.comparison.config import is_comparison
 from mmrec_jax.config import VALIDATED, RunConfig, resolve
 from mmrec_jax.errors import CheckpointError, ConfigError, UserError
+from mmrec_jax.modes.versions import in_service
 from mmrec_jax.modes.workdir import CONFIG_FILE, check_same_run, is_trained, keep_config, read_config
 from mmrec_jax.systems import registry
 
 if TYPE_CHECKING:
-    from mmrec_jax.data.prepared import PreparedData
+    from mmrec_jax.data.prepared import Examples, PreparedData
     from mmrec_jax.evaluation.evaluate import EvaluationResult
+    from mmrec_jax.evaluation.scorer import Scorer
     from mmrec_jax.live import LiveBackbones, LiveCatalogue
+    from mmrec_jax.parallel.placement import MeshPlacement
+    from mmrec_jax.shards import Shards
     from mmrec_jax.store.store import HiddenStateStore
     from mmrec_jax.store.table import StateTable
+    from mmrec_jax.training.sequential import SequentialRecommendation
     from mmrec_jax.types import Params
 
 
@@ -109,6 +114,20 @@ class Run:
         return {name: seen[name] for name in self.config.modalities}
 
     @functools.cached_property
+    def shards(self) -> Shards | None:
+        """What is split over the run's devices; None where there is one."""
+        from mmrec_jax.parallel.placement import run_shards
+
+        return run_shards(self.config.parallel)
+
+    @functools.cached_property
+    def placement(self) -> MeshPlacement | None:
+        """Where the arrays of a training lie; None for one device."""
+        from mmrec_jax.parallel.placement import MeshPlacement
+
+        return None if self.shards is None else MeshPlacement(self.config.parallel, self.shards)
+
+    @functools.cached_property
     def frozen(self):
         """What the task reads and never trains."""
         live = self.live.frozen(self.live_catalogue) if self.live and self.live_catalogue else None
@@ -117,21 +136,24 @@ class Run:
     @functools.cached_property
     def task(self):
         """The task, with its validation."""
-        task = experiment.build_task(self.config, self.table, self.data.num_items + 1, self.live)
+        task = experiment.build_task(self.config, self.table, self.data.num_items + 1, self.live, self.shards)
         return replace(task, validator=self._validator())
+
+    @functools.cached_property
+    def _valid(self) -> Examples:
+        # Only when something is validated: the data of a stream's versions holds nothing out.
+        return self.data.examples("valid")
 
     def _validator(self):
         from mmrec_jax.evaluation import evaluate
-        from mmrec_jax.training.scorer import SequentialScorer
 
         ks = tuple(sorted({*self.config.evaluation.ks, int(self.config.training.monitor.split("@")[1])}))
         settings = replace(self.config.evaluation, ks=ks, lists=False, slices=False, bootstrap=0)
-        examples = self.data.examples("valid")
 
         def validate(task, params, frozen):
             result = evaluate(
-                SequentialScorer(task, params, frozen),
-                examples,
+                self.scorer(params, task, frozen),
+                self._valid,
                 self.data.popularity,
                 length=self.config.model.length,
                 config=settings,
@@ -183,9 +205,18 @@ class Run:
 
     def test(self, params: Params) -> EvaluationResult:
         """The evaluation of parameters on the test split."""
+        return self.evaluated(self.scorer(params))
+
+    def scorer(self, params: Params, task: SequentialRecommendation | None = None, frozen=None) -> Scorer:
+        """User and item vectors by parameters: of this run's task, or of another with what it reads."""
+        task, frozen = task or self.task, frozen or self.frozen
+        if self.placement is not None:
+            from mmrec_jax.parallel.scorer import MeshScorer
+
+            return MeshScorer(task, params, frozen, self.placement)
         from mmrec_jax.training.scorer import SequentialScorer
 
-        return self.evaluated(SequentialScorer(self.task, params, self.frozen))
+        return SequentialScorer(task, params, frozen)
 
     def evaluated(self, scorer) -> EvaluationResult:
         """The evaluation of a scorer on the test split."""
@@ -206,7 +237,7 @@ def open_run(config: config_dict.ConfigDict | None, workdir: str | Path | None, 
 
     Args:
         config: of the run; None for the one that the workdir keeps.
-        workdir: None for `runs/<config's name>`.
+        workdir: None for `runs/<config's name>`. Without a config, that of a stream stands for its version in service.
         trains: whether the run is to be made, and not only used: the workdir then keeps the config.
 
     Raises:
@@ -219,7 +250,8 @@ def open_run(config: config_dict.ConfigDict | None, workdir: str | Path | None, 
     elif workdir is None:
         raise ConfigError("Name a config, such as --config=configs/crossan.py, or the --workdir of an earlier run.")
     else:
-        found = read_config(Path(workdir))
+        workdir = in_service(Path(workdir))
+        found = read_config(workdir)
         if found is None:
             raise ConfigError(f"{workdir} is no workdir of a run: it has no {CONFIG_FILE}. Name a --config.")
         settings = found
