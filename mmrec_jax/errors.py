@@ -47,3 +47,7 @@ class TrainingError(UserError):
 
 class EvaluationError(UserError):
     """An evaluation whose scores are not finite, or a comparison of models on different examples."""
+
+
+class PlanningError(UserError):
+    """A topology that no compiler here knows, or a compiler that is not installed."""

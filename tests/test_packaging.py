@@ -82,7 +82,7 @@ def test_the_library_imports_nothing_that_it_must_not_have():
 
 
 def test_extras_are_the_ones_that_the_readme_and_the_checks_use(setup):
-    assert set(setup["options.extras_require"]) == {"test", "media", "parity", "demo", "lint"}
+    assert set(setup["options.extras_require"]) == {"test", "media", "parity", "demo", "lint", "plan", "plan_gpu"}
 
 
 def test_all_modules_can_be_imported_without_any_optional_package():

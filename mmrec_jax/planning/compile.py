@@ -1,0 +1,129 @@
+"""One program compiled for chips that are not here, and what its compiler tells of it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from mmrec_jax.planning.costs import Costs, costs
+from mmrec_jax.planning.hlo import read
+from mmrec_jax.planning.topology import Topology
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one chip that a program needs, by the compiler's account, and padded as the chip lays arrays out.
+
+    Attributes:
+        arguments: what it is given.
+        outputs: what it makes beside that.
+        temporary: what it needs while it runs.
+        code: of the program itself.
+    """
+
+    arguments: float = 0.0
+    outputs: float = 0.0
+    temporary: float = 0.0
+    code: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.arguments + self.outputs + self.temporary + self.code
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled program, or one that the compiler refused because it does not fit.
+
+    Attributes:
+        name: what it does.
+        memory: of one chip.
+        costs: of one run on one chip, counted in the program's text.
+        flops, bytes, seconds: the compiler's own figures, in which each loop counts once; 0 where it has none.
+        compile_seconds: how long that took.
+        refused: what the compiler said where the program does not fit; "" where it does.
+        outputs: what it gives, as trees of shapes with their shardings; None where it was refused.
+    """
+
+    name: str
+    memory: Memory
+    costs: Costs
+    flops: float = 0.0
+    bytes: float = 0.0
+    seconds: float = 0.0
+    compile_seconds: float = 0.0
+    refused: str = ""
+    outputs: Any = field(default=None, repr=False)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the compiler made it."""
+        return not self.refused
+
+
+def compile_program(
+    name: str, function: Callable[..., Any], arguments: tuple[Any, ...], topology: Topology, **options: Any
+) -> Program:
+    """Compiles a function for a topology; nothing is run and no array is made.
+
+    Args:
+        name: what it does.
+        function: traced by `jax.jit`, or jitted.
+        arguments: trees of `jax.ShapeDtypeStruct` whose shardings are over the topology's devices.
+        topology: of the devices.
+        options: of `jax.jit`.
+    """
+    start = time.perf_counter()
+    jitted: Any = jax.jit(function, **options) if options or not hasattr(function, "lower") else function
+    lowered = jitted.lower(*arguments)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        message = str(error)
+        if "RESOURCE_EXHAUSTED" not in message:
+            raise
+        took = time.perf_counter() - start
+        return Program(name, _asked(message), Costs(), compile_seconds=took, refused=message.splitlines()[0])
+    took = time.perf_counter() - start
+    analysis, own = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    memory = Memory()
+    if analysis is not None:
+        memory = Memory(
+            float(analysis.argument_size_in_bytes),
+            float(analysis.output_size_in_bytes - analysis.alias_size_in_bytes),
+            float(analysis.temp_size_in_bytes),
+            float(analysis.generated_code_size_in_bytes),
+        )
+    counted = costs(read(compiled.as_text()), topology)
+    return Program(
+        name,
+        memory,
+        counted,
+        float(own.get("flops", 0.0)),
+        float(own.get("bytes accessed", 0.0)),
+        float(own.get("optimal_seconds", 0.0)),
+        took,
+        outputs=jax.tree.map(
+            lambda info, sharding: jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=sharding),
+            compiled.out_info,
+            compiled.output_shardings,
+        ),
+    )
+
+
+_UNITS = {"K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
+
+
+def _asked(message: str) -> Memory:
+    """How much a refused program asked for, as far as the message says."""
+    found = re.search(r"\(([\d.]+)([KMGT])\) exceeds|Used ([\d.]+)([KMGT]) of", message)
+    if not found:
+        return Memory()
+    number, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
+    return Memory(temporary=float(number) * _UNITS[unit])
