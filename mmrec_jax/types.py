@@ -69,3 +69,16 @@ class ItemVectors:
 
     vector: Float[Array, "item width"]
     weights: Float[Array, "item modality"] | None = None
+
+
+@struct.dataclass
+class AddedTerms:
+    """What an item encoder adds to a training step.
+
+    Attributes:
+        losses: added to the task's.
+        metrics: beside the task's.
+    """
+
+    losses: dict[str, Float[Array, ""]] = struct.field(default_factory=dict)
+    metrics: dict[str, Float[Array, ""]] = struct.field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class TrainingStream:
     end of an epoch, a batch is filled up with rows of padding whose user is -1.
 
     The axes `distinct` and `step` have one of few pairs of sizes (`sizes`), the same on all processes in a step.
+    Streams over other rows of the same width can share them, and what was compiled, if the largest holds any batch.
 
     Attributes:
         rows: what an epoch consists of.
@@ -51,6 +52,7 @@ class TrainingStream:
         size_multiple: int,
         fingerprint: str,
         epochs: int,
+        sizes: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.rows = rows
         self._batch_size, self._epochs = batch_size, epochs
@@ -66,7 +68,7 @@ class TrainingStream:
         }
         self._order = functools.lru_cache(maxsize=2)(functools.partial(_epoch_order, len(rows), seed))
         self._size_multiple = size_multiple
-        self._sizes = self._choose_sizes(num_items)
+        self._sizes = np.asarray(sizes, np.int64) if sizes else self._choose_sizes(num_items)
         self._iterator = self._start(0)
 
     def __iter__(self) -> Iterator[SequenceBatch]:
@@ -107,8 +109,8 @@ class TrainingStream:
 
     def warmup_batches(self) -> list[SequenceBatch]:
         """A batch of padding of each of the `sizes`, to compile every shape with."""
-        nothing = np.zeros((0, self.rows.width), np.int32), np.zeros(0, np.int32)
-        return [self._assemble(*nothing, sizes) for sizes in self.sizes()]
+        nothing = np.zeros(0, np.int64)
+        return [self._assemble(nothing, sizes) for sizes in self.sizes()]
 
     def sample(self, most: int) -> tuple[Iterator[SequenceBatch], bool]:
         """Batches as they will come, evenly spread and at most so many, and whether they are all that there can be.
@@ -139,10 +141,11 @@ class TrainingStream:
         epoch, index = divmod(step, self.batches_per_epoch)
         return self._order(epoch)[index * self._rows_per_step : (index + 1) * self._rows_per_step]
 
-    def _needed(self, events: Int32[np.ndarray, "rows width"]) -> tuple[int, int]:
-        """Sizes of `distinct` and `step` that hold every process's share of these events."""
-        shards = self._shard_count
-        return int(distinct_counts(events, shards).max()), int(step_counts(events, shards).max())
+    def _needed(self, chosen: Int[np.ndarray, " chosen"]) -> tuple[int, int]:
+        """Sizes of `distinct` and `step` that hold every process's share of these rows."""
+        rows, shards = self.rows, self._shard_count
+        distinct, steps = distinct_counts(rows.events(chosen), shards), step_counts(rows.inputs(chosen), shards)
+        return int(distinct.max()), int(steps.max())
 
     def _fitting(self, needed: tuple[int, int]) -> tuple[int, int]:
         """The first of the sizes that holds as much; one of its own for a batch after the epochs that were foreseen."""
@@ -156,18 +159,15 @@ class TrainingStream:
 
     def _batch(self, step: int) -> SequenceBatch:
         chosen = self._chosen(step)
-        events = self.rows.events(chosen)
-        sizes = self._fitting(self._needed(events))
-        share = slice(self._shard_index, None, self._shard_count)
-        return self._assemble(events[share], self.rows.users[chosen[share]], sizes)
+        sizes = self._fitting(self._needed(chosen))
+        return self._assemble(chosen[self._shard_index :: self._shard_count], sizes)
 
-    def _assemble(
-        self, events: Int32[np.ndarray, "rows width"], users: Int32[np.ndarray, " rows"], sizes: tuple[int, int]
-    ) -> SequenceBatch:
+    def _assemble(self, chosen: Int[np.ndarray, " chosen"], sizes: tuple[int, int]) -> SequenceBatch:
         """A batch of these rows, filled up to `batch_size` rows and the sizes of `distinct` and `step`."""
         from mmrec_jax.types import SequenceBatch  # imports jax
 
         distinct, steps = sizes
+        events, inputs = self.rows.events(chosen), self.rows.inputs(chosen)
         # Sorting and searching takes a fifth of the time of `np.unique` with its inverse.
         ordered = np.sort(events, axis=None)
         # The leading 0 makes entry 0 the padding even where no row has any.
@@ -179,8 +179,8 @@ class TrainingStream:
             "items": _filled(found, distinct, 0),
             "counts": _filled(counts, distinct, 0),
             "positions": _filled(positions, self._batch_size, 0),
-            "steps": _filled(np.flatnonzero(events[:, :-1]), steps, self._batch_size * (self.rows.width - 1)),
-            "users": _filled(users, self._batch_size, -1),
+            "steps": _filled(np.flatnonzero(inputs), steps, self._batch_size * (self.rows.width - 1)),
+            "users": _filled(self.rows.users[chosen], self._batch_size, -1),
         }
         return SequenceBatch(**leaves)
 
@@ -188,7 +188,7 @@ class TrainingStream:
         """Few pairs of sizes that fit most batches closely, found by trying; the last one is never exceeded."""
         known = self._epochs * self.batches_per_epoch
         tried = known if 0 < known <= _MOST_STEPS_TRIED else min(_TRIAL_STEPS, self.batches_per_epoch)
-        needed = np.asarray([self._needed(self.rows.events(self._chosen(step))) for step in range(tried)])
+        needed = np.asarray([self._needed(self._chosen(step)) for step in range(tried)])
         fitting = np.quantile(needed, _SIZE_QUANTILES, axis=0)
         if tried != known:  # others may need more: leave some room, and have one that holds whatever the data can give
             fitting[-1] += (fitting[-1] - fitting[0]) / 2

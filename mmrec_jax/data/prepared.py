@@ -29,15 +29,25 @@ class Examples:
         histories: item rows of all events before the target, in time order; never empty.
         targets: item row of the held-out event.
         repeat: whether the target occurs in the history already.
+        readable: how many of the last events of each history a model may read; None = all. The others are known to the
+            evaluation, which leaves them out of the ranking.
     """
 
     users: Int32[np.ndarray, " example"]
     histories: Ragged
     targets: Int32[np.ndarray, " example"]
     repeat: Bool[np.ndarray, " example"]
+    readable: Int64[np.ndarray, " example"] | None = None
 
     def __len__(self) -> int:
         return len(self.users)
+
+    def inputs(self, chosen: Int[np.ndarray, " chosen"], length: int) -> Int32[np.ndarray, "chosen {length}"]:
+        """The last `length` events that a model reads of the chosen histories, padded with 0 on the left."""
+        events = self.histories.last(chosen, length)
+        if self.readable is None:
+            return events
+        return np.where(np.arange(length) >= length - self.readable[chosen][:, None], events, np.int32(0))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int, Int32, Int64
+from jaxtyping import Bool, Int, Int32, Int64
 
 from mmrec_jax.data.prepared import PreparedData
 from mmrec_jax.data.ragged import left_padded
@@ -21,6 +21,7 @@ class Rows:
         users: whose events each row shows.
         starts, stops: where the row's events begin and end in `values`.
         width: most events a row can show.
+        targets: how many of each row's last events are to be predicted; None = all but the first.
     """
 
     values: Int32[np.ndarray, " event"]
@@ -28,6 +29,7 @@ class Rows:
     starts: Int64[np.ndarray, " row"]
     stops: Int64[np.ndarray, " row"]
     width: int
+    targets: Int64[np.ndarray, " row"] | None = None
 
     def __len__(self) -> int:
         return len(self.users)
@@ -35,6 +37,13 @@ class Rows:
     def events(self, chosen: Int[np.ndarray, " chosen"]) -> Int32[np.ndarray, "chosen width"]:
         """Item rows of the chosen rows' events, padded with 0 on the left."""
         return left_padded(self.values, self.starts[chosen], self.stops[chosen], self.width)
+
+    def inputs(self, chosen: Int[np.ndarray, " chosen"]) -> Bool[np.ndarray, "chosen width-1"]:
+        """Which events of the chosen rows, the last left out, are followed by one that is to be predicted."""
+        lengths = self.stops[chosen] - self.starts[chosen] - 1
+        if self.targets is not None:
+            lengths = np.minimum(lengths, self.targets[chosen])
+        return np.arange(self.width - 1) >= self.width - 1 - lengths[:, None]
 
 
 def training_rows(prepared: PreparedData, length: int, window: str) -> Rows:
@@ -76,14 +85,14 @@ def distinct_counts(events: Int32[np.ndarray, "rows width"], shards: int) -> Int
     return 1 + np.count_nonzero(np.diff(shares, axis=1, prepend=0), axis=1)
 
 
-def step_counts(events: Int32[np.ndarray, "rows width"], shards: int) -> Int64[np.ndarray, " {shards}"]:
+def step_counts(inputs: Bool[np.ndarray, "rows length"], shards: int) -> Int64[np.ndarray, " {shards}"]:
     """How many entries of `SequenceBatch.steps` each process's share needs: inputs that have a target."""
-    return np.count_nonzero(_shares(events[:, :-1], shards), axis=1)
+    return np.count_nonzero(_shares(inputs, shards), axis=1)
 
 
-def _shares(events: Int32[np.ndarray, "rows width"], shards: int) -> Int32[np.ndarray, "{shards} events"]:
+def _shares(events: Int[np.ndarray, "rows width"] | Bool[np.ndarray, "rows width"], shards: int) -> np.ndarray:
     """The events of each process's rows, with 0 where one has a row fewer than another."""
     each = -(-len(events) // shards)
-    everyone = np.zeros((each * shards, events.shape[1]), np.int32)
+    everyone = np.zeros((each * shards, events.shape[1]), events.dtype)
     everyone[: len(events)] = events
     return everyone.reshape(each, shards, -1).swapaxes(0, 1).reshape(shards, -1)

@@ -44,6 +44,19 @@ class UserBlock:
     pair_items: Int32[np.ndarray, "inner pair"]
 
 
+@dataclass(frozen=True)
+class BlockShape:
+    """Sizes of a call that are to be the same for any number of users, so that it is compiled once.
+
+    Attributes:
+        users: in a call.
+        pairs: least room for (user, item) pairs in an inner block, a power of two.
+    """
+
+    users: int
+    pairs: int = 1
+
+
 def scores_of(users: Float[Array, "user width"], items: Float[Array, "row width"]) -> Float[Array, "user row"]:
     """Dot products in float32 on every device."""
     return jnp.matmul(users, items.T, precision=jax.lax.Precision.HIGHEST)
@@ -54,7 +67,7 @@ def user_blocks(
     count: int,
     item_vectors: Float[Array, "row width"],
     seen: Ragged | None,
-    user_block: int,
+    user_block: int | BlockShape,
 ) -> Iterator[UserBlock]:
     """Cut `count` users into blocks of one shape and check that all their scores are finite.
 
@@ -64,15 +77,16 @@ def user_blocks(
         count: number of users.
         item_vectors: one a catalogue row; row 0 is padding.
         seen: items each user already had, duplicates allowed; None for no such items.
-        user_block: users in a call; fewer where `count` is smaller.
+        user_block: users in a call; fewer where `count` is smaller, unless it is a `BlockShape`.
 
     Raises:
         EvaluationError: a vector is not finite, or so large that a score could overflow.
     """
     bound = _largest_item_norm(item_vectors)
-    inner = inner_block(min(user_block, count), item_vectors.shape[0])
-    size = min(-(-user_block // inner), -(-count // inner)) * inner
-    capacity = _pair_capacity(seen, inner)
+    fixed = user_block if isinstance(user_block, BlockShape) else BlockShape(min(user_block, count))
+    inner = inner_block(fixed.users, item_vectors.shape[0])
+    size = -(-fixed.users // inner) * inner
+    capacity = max(pair_capacity(seen, inner), fixed.pairs)
     for start in range(0, count, size):
         stop = min(start + size, count)
         vectors = vectors_of(np.minimum(np.arange(start, start + size), count - 1))
@@ -98,7 +112,7 @@ def inner_block(users: int, rows: int) -> int:
     return min(2 ** int(math.log2(fitting)), 2 ** math.ceil(math.log2(max(users, 8))))
 
 
-def _pair_capacity(seen: Ragged | None, inner: int) -> int:
+def pair_capacity(seen: Ragged | None, inner: int) -> int:
     """Pairs in the fullest inner block, rounded up to a power of two so that few shapes are compiled."""
     if seen is None or not len(seen):
         return 1

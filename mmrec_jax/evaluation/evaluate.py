@@ -17,6 +17,7 @@ from mmrec_jax.data.prepared import Examples
 from mmrec_jax.data.ragged import Ragged
 from mmrec_jax.errors import EmptySplitError, EvaluationError
 from mmrec_jax.evaluation import slices
+from mmrec_jax.evaluation.blocks import BlockShape
 from mmrec_jax.evaluation.config import EvaluationConfig
 from mmrec_jax.evaluation.lists import ListStatistics
 from mmrec_jax.evaluation.metrics import metrics
@@ -85,8 +86,10 @@ def evaluate(
     length: int,
     config: EvaluationConfig,
     present: Mapping[str, Bool[np.ndarray, " row"]] | None = None,
+    candidates: Bool[np.ndarray, " row"] | None = None,
+    blocks: BlockShape | None = None,
 ) -> EvaluationResult:
-    """Rank every held-out item over the whole catalogue and report.
+    """Rank every held-out item over the whole catalogue, or over some of it, and report.
 
     Args:
         scorer: the model.
@@ -95,6 +98,8 @@ def evaluate(
         length: how many last items the model reads; the mask always covers whole histories.
         config: see there.
         present: modality -> catalogue rows that have it, for the slices by modalities.
+        candidates: catalogue rows that are ranked; None for all but the padding.
+        blocks: shape of a call in place of `config.user_block`, for evaluations that are to share what is compiled.
 
     Raises:
         EmptySplitError: no examples.
@@ -103,9 +108,10 @@ def evaluate(
     """
     if not len(examples.targets):
         raise EmptySplitError("there is no held-out item to rank: choose another split")
-    check_k(max(config.ks), len(popularity) - 1)
+    num_items = len(popularity) - 1 if candidates is None else int(candidates[1:].sum())
+    check_k(max(config.ks), num_items)
     start = time.perf_counter()
-    ranks, list_metrics = _rank(scorer, examples, popularity, length, config)
+    ranks, list_metrics = _rank(scorer, examples, popularity, length, config, candidates, blocks)
     ranked = time.perf_counter()
     values = metrics(ranks, config.ks) | list_metrics
     spans = {}
@@ -130,7 +136,7 @@ def evaluate(
         examples.targets,
         ranks,
         repeats,
-        len(popularity) - 1,
+        num_items,
         seconds,
         config,
     )
@@ -168,6 +174,8 @@ def _rank(
     popularity: Int[np.ndarray, " row"],
     length: int,
     config: EvaluationConfig,
+    candidates: Bool[np.ndarray, " row"] | None,
+    block_shape: BlockShape | None,
 ) -> tuple[Int32[np.ndarray, " example"], dict[str, float]]:
     item_vectors = scorer.item_vectors()
     if item_vectors.shape[0] != len(popularity):
@@ -179,12 +187,13 @@ def _rank(
     statistics = ListStatistics(popularity, k)
     seen: Ragged | None = examples.histories if config.mask_history else None
     blocks = ranked_blocks(
-        lambda users: scorer.user_vectors(examples.histories.last(users, length)),
+        lambda users: scorer.user_vectors(examples.inputs(users, length)),
         item_vectors,
         examples.targets,
         seen,
         k=k,
-        user_block=config.user_block,
+        user_block=block_shape or config.user_block,
+        candidates=candidates,
     )
     ranks = np.empty(len(examples.targets), np.int32)
     for block in blocks:

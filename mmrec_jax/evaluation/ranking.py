@@ -9,10 +9,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Int32
+from jaxtyping import Array, Bool, Float, Int, Int32
 
 from mmrec_jax.data.ragged import Ragged
-from mmrec_jax.evaluation.blocks import VectorsOf, array_producer, scores_of, user_blocks
+from mmrec_jax.errors import EvaluationError
+from mmrec_jax.evaluation.blocks import BlockShape, VectorsOf, array_producer, scores_of, user_blocks
 from mmrec_jax.evaluation.topk import check_k, masked_top_k
 
 MISS = np.iinfo(np.int32).max
@@ -54,7 +55,8 @@ def ranked_blocks(
     seen: Ragged | None = None,
     *,
     k: int = 0,
-    user_block: int = 1024,
+    user_block: int | BlockShape = 1024,
+    candidates: Bool[np.ndarray, " row"] | None = None,
 ) -> Iterator[RankedBlock]:
     """`ranks` block by block, from a producer of user vectors, with the top-k lists of the same scores.
 
@@ -66,17 +68,23 @@ def ranked_blocks(
             the target itself excepted, and do not enter the lists, the target not excepted. None for no mask.
         k: length of the lists; 0 for none.
         user_block: examples in a call. It does not change the ranks, up to the rounding of the scores.
+        candidates: rows that are ranked, every target among them; None for all but the padding.
 
     Raises:
         ConfigError: k is larger than the catalogue.
-        EvaluationError: scores are not finite.
+        EvaluationError: scores are not finite, or a target is no candidate.
     """
     if k:
         check_k(k, item_vectors.shape[0] - 1)
+    if candidates is not None and not candidates[targets].all():
+        raise EvaluationError(f"{int((~candidates[targets]).sum())} held-out items are not among the candidates")
+    ranked = None if candidates is None else jnp.asarray(candidates)
     for block in user_blocks(vectors_of, len(targets), item_vectors, seen, user_block):
         held_out = np.zeros(len(block.vectors), np.int32)
         held_out[: block.count] = targets[block.start : block.start + block.count]
-        counted, items = _rank_block(block.vectors, item_vectors, held_out, block.pair_rows, block.pair_items, k=k)
+        counted, items = _rank_block(
+            block.vectors, item_vectors, held_out, block.pair_rows, block.pair_items, ranked, k=k
+        )
         yield RankedBlock(block.start, np.asarray(counted)[: block.count], np.asarray(items)[: block.count])
 
 
@@ -87,12 +95,15 @@ def _rank_block(
     targets: Int[Array, " example"],
     pair_rows: Int[Array, "inner pair"],
     pair_items: Int[Array, "inner pair"],
+    candidates: Bool[Array, " row"] | None,
     *,
     k: int,
 ) -> tuple[Int[Array, " example"], Int[Array, "example k"]]:
     def inner(part: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
         users, held_out, rows, items = part
         scores = scores_of(users, item_vectors)
+        if candidates is not None:
+            scores = jnp.where(candidates, scores, -jnp.inf)
         counted = _count_ranks(scores, held_out, rows, items)
         if not k:
             return counted, jnp.zeros((len(users), 0), jnp.int32)

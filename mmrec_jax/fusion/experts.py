@@ -76,7 +76,7 @@ class Experts(nn.Module):
         if config.top_k:
             self._lose(f"router_z_{name}", config.z_weight, measures.z_loss(logits, there))
         else:
-            self.sow(METRICS, f"expert_load_{name}", measures.mean_over(there, probabilities))
+            self._tell_load(name, measures.mean_over(there, probabilities))
         return probabilities
 
     def _choices(self, name: str, probabilities: Float[Array, "item expert"], there: Bool[Array, " item"]) -> Choices:
@@ -84,11 +84,16 @@ class Experts(nn.Module):
         config = self.config
         choices = choose(probabilities, there, config.top_k, config.renormalise)
         load = measures.load_of(choices, there, config.experts)
-        self.sow(METRICS, f"expert_load_{name}", load)
-        self.sow(METRICS, f"experts_dead_{name}", jnp.sum(load == 0))
+        self._tell_load(name, load)
         balance = measures.balance_loss(load, probabilities, there)
         self._lose(f"router_balance_{name}", config.balance_weight, balance)
         return choices
+
+    def _tell_load(self, name: str, load: Float[Array, " expert"]) -> None:
+        """Metrics of the experts' parts of all vectors; an even load is 1."""
+        self.sow(METRICS, f"expert_load_max_{name}", jnp.max(load) * self.config.experts)
+        self.sow(METRICS, f"expert_load_min_{name}", jnp.min(load) * self.config.experts)
+        self.sow(METRICS, f"experts_dead_{name}", jnp.sum(load == 0))
 
     def _lose(self, name: str, weight: float, value: Float[Array, ""]) -> None:
         """Adds to the task's loss; the metric of the same name has no weight."""

@@ -2,12 +2,14 @@
 
 from mmrec_jax.training.checkpoints import load_params
 from mmrec_jax.training.config import TrainingConfig
+from mmrec_jax.training.kept import KeptSteps
 from mmrec_jax.training.loop import FitResult, fit, use_compilation_cache
 from mmrec_jax.training.task import Stream, Task
 from mmrec_jax.training.warmstart import WarmStartReport, warm_start
 
 __all__ = [
     "FitResult",
+    "KeptSteps",
     "Stream",
     "Task",
     "TrainingConfig",

@@ -19,6 +19,7 @@ from mmrec_jax.errors import CheckpointError, ConfigError, TrainingError
 from mmrec_jax.training import manifest as manifests
 from mmrec_jax.training.checkpoints import FOLDER, Checkpoint, Checkpoints, out_of_space
 from mmrec_jax.training.config import TrainingConfig
+from mmrec_jax.training.kept import KeptSteps
 from mmrec_jax.training.lock import only_training_in
 from mmrec_jax.training.memory import peak_memory_bytes, restart_peak_memory
 from mmrec_jax.training.optimizers import build_optimizer
@@ -82,6 +83,7 @@ def fit(
     workdir: str | Path,
     run: Mapping | None = None,
     warm_start: Params | None = None,
+    kept: KeptSteps | None = None,
 ) -> FitResult:
     """Trains a task, or goes on with a run that was interrupted.
 
@@ -98,6 +100,7 @@ def fit(
         run: description of what is trained (system, modalities, data ...), plain JSON values, kept in the
             manifests; resuming compares it, except for its section `info`.
         warm_start: parameters to begin with in place of fresh ones; see `mmrec_jax.training.warm_start`.
+        kept: holds what earlier calls compiled, and takes what this one does.
 
     Raises:
         ConfigError: groups that do not fit the parameters; a monitored metric that validation does not give.
@@ -108,7 +111,7 @@ def fit(
         use_compilation_cache(config.compilation_cache_dir)
     try:
         with only_training_in(Path(workdir)), Checkpoints(Path(workdir) / FOLDER, config.keep) as checkpoints:
-            return _Run(task, frozen, stream, config, Path(workdir), run or {}, warm_start, checkpoints).finish()
+            return _Run(task, frozen, stream, config, Path(workdir), run or {}, warm_start, checkpoints, kept).finish()
     except OSError as error:
         if not out_of_space(error):
             raise
@@ -128,12 +131,13 @@ def use_compilation_cache(directory: str | Path) -> None:
 class _Run:
     """One call of `fit`."""
 
-    def __init__(self, task, frozen, stream, config, workdir, run, warm_start, checkpoints):
+    def __init__(self, task, frozen, stream, config, workdir, run, warm_start, checkpoints, kept):
         self.task: Task = task
         self.stream: Stream = stream
         self.config: TrainingConfig = config
         self.workdir: Path = workdir
         self.checkpoints: Checkpoints = checkpoints
+        self.kept: KeptSteps | None = kept
         self.run = {**run, "info": {**run.get("info", {}), "training": dataclasses.asdict(config)}}
         self.frozen = jax.device_put(frozen)
         self.position = Position(config.seed, stream.batches_per_epoch)
@@ -196,9 +200,13 @@ class _Run:
             params = warm_start
         if found is not None:
             self._check_same_run(found[0], params)
-        optimizer = build_optimizer(self.config, params, self.stream.batches_per_epoch)
-        clips = self.config.clip_norm > 0  # which needs the norm of the gradient anyway
-        self.step = TrainStep(self.task, optimizer, self.config.seed, self.config.ema_decay, gradient_norm=clips)
+        optimizer = build_optimizer(self.config, params, self.stream.batches_per_epoch, shared=self.kept is not None)
+        # The norm of the gradient is needed for clipping anyway.
+        clips = self.config.clip_norm > 0
+        if self.kept is None:
+            self.step = TrainStep(self.task, optimizer, self.config.seed, self.config.ema_decay, gradient_norm=clips)
+        else:
+            self.step = self.kept.step(self.task, self.config, params, optimizer)
         batches = list(self.stream.warmup_batches())
         state = self.step.init(params, self.frozen, batches[0])
         if found is not None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
 
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.training.config import TrainingConfig
@@ -53,17 +55,28 @@ def parameter_groups(params: Params, groups: Sequence[tuple[str, float]]) -> dic
     return {name: patterns[0] if patterns else DEFAULT_GROUP for name, patterns in owner.items()}
 
 
-def schedule_factor(config: TrainingConfig, batches_per_epoch: int) -> optax.Schedule | None:
+class EpochScheduleState(NamedTuple):
+    """Steps taken, and how many make an epoch: an array, so that trainings on other data share the program."""
+
+    taken: Int[Array, ""]
+    batches_per_epoch: Int[Array, ""]
+
+
+def schedule_factor(config: TrainingConfig, batches_per_epoch: int | Int[Array, ""]) -> optax.Schedule | None:
     """Share of the learning rates at each step (counted from 0); None where it is always 1."""
-    total = config.epochs * batches_per_epoch
-    if config.schedule == "constant":
-        after = optax.constant_schedule(1.0)
-    elif config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(1.0, max(total - config.warmup_steps, 1), alpha=config.final_fraction)
-    else:
-        after = optax.exponential_decay(
-            1.0, batches_per_epoch, config.decay, staircase=True, end_value=config.final_fraction
-        )
+
+    def constant(count):
+        return 1.0
+
+    def cosine(count):
+        steps = jnp.maximum(config.epochs * batches_per_epoch - config.warmup_steps, 1)
+        share = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(count, steps) / steps))
+        return (1 - config.final_fraction) * share + config.final_fraction
+
+    def exponential(count):
+        return jnp.maximum(config.decay ** jnp.floor(count / batches_per_epoch), config.final_fraction)
+
+    after = {"constant": constant, "cosine": cosine, "exponential": exponential}[config.schedule]
     if config.warmup_steps:
         return optax.join_schedules(
             [optax.linear_schedule(0.0, 1.0, config.warmup_steps), after], [config.warmup_steps]
@@ -71,11 +84,19 @@ def schedule_factor(config: TrainingConfig, batches_per_epoch: int) -> optax.Sch
     return None if config.schedule == "constant" else after
 
 
-def build_optimizer(config: TrainingConfig, params: Params, batches_per_epoch: int) -> optax.GradientTransformation:
+def build_optimizer(
+    config: TrainingConfig, params: Params, batches_per_epoch: int, shared: bool = False
+) -> optax.GradientTransformation:
     """The chain: clip by the global norm, Adam, decoupled weight decay, learning rate of the parameter's
     group.
 
     With one group, a constant schedule and nothing else switched on it equals `optax.adam(learning_rate)`.
+
+    Args:
+        config: what to build.
+        params: to be trained.
+        batches_per_epoch: steps of an epoch.
+        shared: keep these in the state and not in the program, which then serves other numbers too.
 
     Raises:
         ConfigError: from `parameter_groups`.
@@ -89,7 +110,7 @@ def build_optimizer(config: TrainingConfig, params: Params, batches_per_epoch: i
     parts.append(optax.scale_by_adam(config.beta1, config.beta2, config.epsilon))
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=_matrices))
-    parts.append(_scale_by_rates(rates, schedule_factor(config, batches_per_epoch)))
+    parts.append(_scale_by_rates(rates, config, batches_per_epoch, shared))
     return optax.chain(*parts)
 
 
@@ -97,17 +118,29 @@ def _matrices(params: Params) -> Params:
     return jax.tree.map(lambda leaf: jnp.ndim(leaf) >= 2, params)
 
 
-def _scale_by_rates(rates: Params, factor: optax.Schedule | None) -> optax.GradientTransformation:
+def _scale_by_rates(
+    rates: Params, config: TrainingConfig, batches_per_epoch: int, shared: bool
+) -> optax.GradientTransformation:
     """Multiplies each update by minus its learning rate times the schedule's factor."""
+    fixed = schedule_factor(config, batches_per_epoch)
 
     def init(params):
-        return optax.EmptyState() if factor is None else optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
+        if fixed is None:
+            return optax.EmptyState()
+        count = jnp.zeros([], jnp.int32)
+        if shared:
+            return EpochScheduleState(count, jnp.asarray(batches_per_epoch, jnp.int32))
+        return optax.ScaleByScheduleState(count=count)
 
     def update(updates, state, params=None):
-        if factor is None:
+        if fixed is None:
             return jax.tree.map(lambda rate, u: -rate * u, rates, updates), state
-        share = factor(state.count)
-        scaled = jax.tree.map(lambda rate, u: (-rate * share).astype(u.dtype) * u, rates, updates)
-        return scaled, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
+        if shared:
+            factor = schedule_factor(config, state.batches_per_epoch)
+            assert factor is not None
+            share, state = factor(state.taken), state._replace(taken=optax.safe_increment(state.taken))
+        else:
+            share, state = fixed(state.count), optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
+        return jax.tree.map(lambda rate, u: (-rate * share).astype(u.dtype) * u, rates, updates), state
 
     return optax.GradientTransformation(init, update)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -27,7 +28,7 @@ from mmrec_jax.sequence import GruConfig, SasRecConfig, user_encoder
 from mmrec_jax.store.table import StateTable
 from mmrec_jax.systems.config import ScoringConfig
 from mmrec_jax.systems.registry import IDS, STATES
-from mmrec_jax.types import HiddenStates, ItemVectors, Params, SequenceBatch
+from mmrec_jax.types import LOSSES, METRICS, TRAINING, AddedTerms, HiddenStates, ItemVectors, Params, SequenceBatch
 
 MEASURED = 4096  # items: the mean of as many lies within 2% of the spread
 
@@ -90,6 +91,9 @@ class ItemEncoder(Protocol):
     def __call__(self, params: Params, inputs: Any) -> ItemVectors:
         """Vectors of the items whose `inputs` were looked up before."""
 
+    def train(self, params: Params, inputs: Any, key: Array) -> tuple[ItemVectors, AddedTerms]:
+        """The same in a training step, with what the encoder adds to the task's loss and metrics."""
+
 
 @dataclass(frozen=True)
 class CatalogueItems:
@@ -122,6 +126,13 @@ class CatalogueItems:
         assert isinstance(vectors, ItemVectors)
         return vectors
 
+    def train(self, params: Params, inputs: tuple, key: Array) -> tuple[ItemVectors, AddedTerms]:
+        """Encodes with the key `types.TRAINING`; the terms are what modules sow as `types.LOSSES` and
+        `types.METRICS`."""
+        vectors, kept = self.module.apply({"params": params}, *inputs, rngs={TRAINING: key}, mutable=[LOSSES, METRICS])
+        added = (_sown(kept.get(collection, {})) for collection in (LOSSES, METRICS))
+        return vectors, AddedTerms(*({name: sum(values) for name, values in each.items()} for each in added))
+
     def gates(self, params: Params, inputs: tuple) -> dict[str, tuple[dict[str, Array], ...]]:
         """Gates of each tower: its name -> one dict a block, source -> scalar or one value a row; none for modules
         without."""
@@ -133,7 +144,8 @@ def _sown(collection: Mapping[str, Any]) -> dict[str, tuple]:
     """What modules kept by `sow`, by the name they gave it, whichever module it was."""
     found: dict[str, tuple] = {}
     for name, value in collection.items():
-        found |= {name: value} if isinstance(value, tuple) else _sown(value)
+        for each, values in ({name: value} if isinstance(value, tuple) else _sown(value)).items():
+            found[each] = found.get(each, ()) + values
     return found
 
 
@@ -215,8 +227,10 @@ class SequentialRecommendation:
     def loss(
         self, params: Params, frozen: SequentialFrozen, inputs: SequentialInputs, rng: Array
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Mean loss over the steps of the batch, and metrics of the fusion weights."""
-        encoded = self.item_vectors(params, self._with_live_states(params, frozen, inputs, rng))
+        """Mean loss over the steps of the batch with the encoder's own losses, and metrics of the encoder."""
+        read = self._with_live_states(params, frozen, inputs, rng)
+        train = partial(self.item_encoder.train, key=jax.random.fold_in(rng, 4))
+        encoded, added = self._in_compute_dtype(train, params["items"], read)
         vectors = encoded.vector
         users = user_encoder(self.user).apply(
             {"params": params["users"]},
@@ -230,7 +244,8 @@ class SequentialRecommendation:
         losses = self._losses(users, vectors, inputs)
         is_step = inputs.read > 0
         loss = jnp.sum(jnp.where(is_step, losses, 0.0)) / jnp.maximum(jnp.sum(is_step), 1)
-        return loss, self._fusion_metrics(encoded, inputs.candidates)
+        loss = sum(added.losses.values(), start=loss)
+        return loss, self._fusion_metrics(encoded, inputs.candidates) | added.metrics
 
     def _with_live_states(self, params, frozen, inputs: SequentialInputs, rng) -> Any:
         """What the item encoder reads, with the states that backbones give in the step."""
@@ -298,11 +313,14 @@ class SequentialRecommendation:
             params: of the task.
             inputs: what `item_encoder.inputs` gave.
         """
+        return self._in_compute_dtype(self.item_encoder, params["items"], inputs)
+
+    def _in_compute_dtype(self, encode: Callable[[Params, Any], Any], params: Params, inputs: Any) -> Any:
+        """What an encoder gives, whose products are in `compute_dtype`, as float32."""
         dtype = jnp.dtype(self.compute_dtype)
         if dtype == jnp.float32:
-            return self.item_encoder(params["items"], inputs)
-        encoder, rounded = in_products_of(dtype, params["items"], inputs)
-        return cast(self.item_encoder(encoder, rounded), jnp.float32)
+            return encode(params, inputs)
+        return cast(encode(*in_products_of(dtype, params, inputs)), jnp.float32)
 
     def score_vectors(self, vectors: Float[Array, "row width"]) -> Float[Array, "row width"]:
         """Item vectors whose dot product with `user_vectors` is the score."""

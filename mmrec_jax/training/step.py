@@ -147,6 +147,12 @@ class TrainStep:
         self._most_queued = _MOST_QUEUED.get(jax.default_backend(), 2)
         self.recompilations = 0
 
+    def begin(self, optimizer: optax.GradientTransformation, seed: int) -> None:
+        """Makes ready for another training of the same task with what is compiled; the optimizer must be one whose
+        update is the same function."""
+        self._optimizer, self._key, self.recompilations = optimizer, seed_keys(seed)[1], 0
+        self._running.clear()
+
     def init(self, params: Params, frozen: Any, batch: Any) -> TrainState:
         """The state before the first step; `batch` is only looked at for the names of the task's metrics."""
         # By way of the host: copies that are safe to donate, without the weak types that would compile a

@@ -208,7 +208,7 @@ def test_step_counts_are_those_of_each_share():
     events = np.sort(np.random.default_rng(0).integers(0, 3, (11, 4)), axis=1).astype(np.int32)
     for shards in (1, 2, 3, 4):
         expected = [np.count_nonzero(events[index::shards, :-1]) for index in range(shards)]
-        assert step_counts(events, shards).tolist() == expected
+        assert step_counts(events[:, :-1] > 0, shards).tolist() == expected
 
 
 def test_histories_without_a_target_cannot_be_trained_on(synthetic):
@@ -238,3 +238,28 @@ def test_rows_are_spans_of_at_most_one_more_than_the_length(synthetic):
     spans = rows.stops - rows.starts
     assert spans.min() >= 2
     assert spans.max() == 5
+
+
+def test_only_what_is_to_be_predicted_is_a_step(synthetic):
+    rows = training_rows(synthetic, 5, "last")
+    lengths = rows.stops - rows.starts - 1
+    wanted = np.minimum(lengths, np.arange(len(rows)) % 4)
+    chosen = np.arange(len(rows))
+    events = rows.events(chosen)
+    inputs = dataclasses.replace(rows, targets=wanted).inputs(chosen)
+    assert inputs.sum(axis=1).tolist() == wanted.tolist()
+    assert (events[:, 1:][inputs] > 0).all()
+    assert (inputs[:, 1:] >= inputs[:, :-1]).all()  # the last ones
+    np.testing.assert_array_equal(rows.inputs(chosen), events[:, :-1] > 0)
+
+
+def test_streams_over_other_rows_share_their_sizes(synthetic):
+    rows = training_rows(synthetic, 5, "last")
+    few = dataclasses.replace(rows, **{key: getattr(rows, key)[:30] for key in ("users", "starts", "stops")})
+    sizes = [(32, 48), (112, 80)]
+    settings = {"num_items": synthetic.num_items, "batch_size": 16, "seed": 0, "shard_index": 0, "shard_count": 1}
+    stream = TrainingStream(few, **settings, size_multiple=16, fingerprint="", epochs=0, sizes=sizes)
+    assert stream.sizes() == sizes
+    for batch in epoch(stream):
+        assert (len(batch.items), len(batch.steps)) in sizes
+    stream.close()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mmrec_jax.data.ragged import Ragged
 from mmrec_jax.errors import ConfigError, EvaluationError
-from mmrec_jax.evaluation.blocks import array_producer
+from mmrec_jax.evaluation.blocks import BlockShape, array_producer, user_blocks
 from mmrec_jax.evaluation.ranking import ranked_blocks, ranks
 from mmrec_jax.evaluation.topk import masked_top_k, top_items
 
@@ -126,3 +126,32 @@ def test_item_vectors_that_are_not_finite_name_the_rows():
     items[[4, 7]] = np.nan
     with pytest.raises(EvaluationError, match=r"2 item vectors .* rows \[4, 7\]"):
         ranks(users, items, targets, histories)
+
+
+def test_ranking_some_rows_is_ranking_in_a_catalogue_of_these_alone():
+    users, items, _, histories = problem(3, 33, 60)
+    chosen = np.random.default_rng(0).random(61) < 0.5
+    chosen[0] = False
+    rows = np.flatnonzero(chosen)
+    targets = np.random.default_rng(1).choice(rows, 33)
+    found = ranked_blocks(array_producer(users), items, targets, histories, k=5, candidates=chosen)
+    ranked = np.concatenate([block.ranks for block in found])
+    scores = (users @ items.T)[:, [0, *rows]]
+    seen = [{int(np.searchsorted(rows, item)) + 1 for item in histories.rows(i) if chosen[item]} for i in range(33)]
+    places = np.searchsorted(rows, targets) + 1
+    assert ranked.tolist() == [plain_rank(*row) for row in zip(scores, places, seen, strict=True)]
+    with pytest.raises(EvaluationError, match="not among the candidates"):
+        list(ranked_blocks(array_producer(users), items, np.full(33, np.flatnonzero(~chosen)[1]), candidates=chosen))
+
+
+def test_a_fixed_shape_gives_the_same_ranks_and_one_shape_for_all_numbers_of_users():
+    users, items, targets, histories = problem(5, 41, 50)
+    expected = ranks(users, items, targets, histories)
+    for count in (41, 7, 1):
+        first = histories.take(np.arange(count))
+        producer = array_producer(users[:count])
+        shape = BlockShape(16, pairs=128)
+        blocks = list(ranked_blocks(producer, items, targets[:count], first, user_block=shape))
+        np.testing.assert_array_equal(np.concatenate([block.ranks for block in blocks]), expected[:count])
+        made = list(user_blocks(producer, count, jnp.asarray(items), first, shape))
+        assert {(block.vectors.shape, block.pair_rows.shape) for block in made} == {((16, 3), (1, 128))}

@@ -168,10 +168,6 @@ def test_absent_modalities_never_route(seed, absent):
     vectors, present = inputs(seed, absent)
     params = parameters(made, vectors, present, seed)
     result, kept = applied(made, params, vectors, present, True)
-    for column, name in enumerate(NAMES):
-        there = int(present[:, column].sum())
-        asked = np.asarray(kept[METRICS][f"expert_load_{name}"][0]) * max(there, 1) * 2
-        np.testing.assert_allclose(asked.sum(), 2 * there, rtol=1e-6)
     for row, column in absent:
         vectors[NAMES[column]] = vectors[NAMES[column]].at[row].set(1e6)
     other, again = applied(made, params, vectors, present, True)
@@ -221,7 +217,8 @@ def test_a_router_that_sends_all_to_one_expert_is_seen():
     params = parameters(made, vectors, present)
     params["router_text"] = jnp.zeros((WIDTH, EXPERTS)).at[:, 2].set(30.0)
     metrics = applied(made, params, vectors, present, True)[1][METRICS]
-    np.testing.assert_array_equal(metrics["expert_load_text"][0], [0, 0, 1, 0])
+    assert float(metrics["expert_load_max_text"][0]) == EXPERTS
+    assert float(metrics["expert_load_min_text"][0]) == 0
     assert int(metrics["experts_dead_text"][0]) == 3
     assert int(metrics["choices_dropped_text"][0]) == ROWS - ROWS // EXPERTS
     assert float(metrics["router_balance_text"][0]) == pytest.approx(EXPERTS)  # its largest value

@@ -10,8 +10,9 @@ import pytest
 import toy
 
 from mmrec_jax.errors import ConfigError, TrainingError
-from mmrec_jax.training import load_params, loop
+from mmrec_jax.training import KeptSteps, load_params, loop
 from mmrec_jax.training.checkpoints import Checkpoints
+from mmrec_jax.training.compilations import process_counter
 from mmrec_jax.training.manifest import checksums
 from mmrec_jax.training.trees import host_copy
 from tests.tiny_run import kept_programs
@@ -210,3 +211,19 @@ def test_compiled_programs_can_be_kept_on_disk(tmp_path, compiled):
     with kept_programs(compiled):
         toy.train(tmp_path / "run", compilation_cache_dir=str(tmp_path / "cache"))
     assert list((tmp_path / "cache").iterdir())
+
+
+def test_a_training_on_other_data_compiles_nothing_where_the_steps_are_kept(tmp_path):
+    task, kept = toy.ToyTask(), KeptSteps()
+    settings = {"task": task, "schedule": "exponential", "warm_start": toy.train(tmp_path / "start").params}
+    toy.train(tmp_path / "first", kept=kept, **settings)
+    counter = process_counter()
+    before = counter.count
+    again = toy.train(tmp_path / "again", kept=kept, stream=toy.ToyStream(5, seed=1), seed=3, **settings)
+    assert counter.count == before
+    alone = toy.train(tmp_path / "alone", stream=toy.ToyStream(5, seed=1), seed=3, **settings)
+    for a, b in zip(jax.tree.leaves(again.params), jax.tree.leaves(alone.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)  # the schedule is computed in the program, or before it
+    assert kept.step(task, toy.config(clip_norm=1.0), again.params, None) is not kept.step(
+        task, toy.config(), again.params, None
+    )
