@@ -27,6 +27,7 @@ from mmrec_jax.fusion import FusionConfig
 from mmrec_jax.objectives import ObjectiveConfig
 from mmrec_jax.parallel.config import ParallelConfig
 from mmrec_jax.streaming.config import StreamConfig
+from mmrec_jax.streaming.service_config import ServiceConfig
 from mmrec_jax.systems import registry
 from mmrec_jax.systems.config import ModelConfig, ScoringConfig, UserConfig
 from mmrec_jax.training.config import TrainingConfig
@@ -68,6 +69,7 @@ class RunConfig:
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     methods: dict[str, MethodConfig] = dataclasses.field(default_factory=dict)
     stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
+    service: ServiceConfig = dataclasses.field(default_factory=ServiceConfig)
     store: str = ""
     prepared: str = ""
     baselines: tuple[str, ...] = ()
@@ -145,6 +147,7 @@ SECTIONS: dict[str, type] = {
     "evaluation": EvaluationConfig,
     "parallel": ParallelConfig,
     "stream": StreamConfig,
+    "service": ServiceConfig,
 }
 
 

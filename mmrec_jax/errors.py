@@ -45,9 +45,17 @@ class TrainingError(UserError):
     """Training that cannot go on (a loss or gradient that is not finite, a full disk)."""
 
 
+class HostError(UserError):
+    """A process of the run that came too late, fell silent, failed or is gone: names it and its host."""
+
+
 class EvaluationError(UserError):
     """An evaluation whose scores are not finite, or a comparison of models on different examples."""
 
 
 class PlanningError(UserError):
     """A topology that no compiler here knows, or a compiler that is not installed."""
+
+
+class Preempted(BaseException):
+    """The run was told to end (SIGTERM) and did. Nobody's mistake, and passed through by whoever handles those."""

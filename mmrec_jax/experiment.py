@@ -51,8 +51,11 @@ def prepared_directory(config: RunConfig, workdir: Path) -> Path:
 
 def prepare_data(config: RunConfig, workdir: Path) -> PreparedData:
     """The checked, filtered and split data, made on the first call and opened later."""
-    from mmrec_jax.data import prepare
+    from mmrec_jax.data import open_prepared, prepare
+    from mmrec_jax.data.layouts import STREAMED
 
+    if config.data.source == STREAMED:
+        return open_prepared(prepared_directory(config, workdir).resolve())  # a link that is moved now and then
     return prepare(config.data, prepared_directory(config, workdir))
 
 

@@ -25,12 +25,13 @@ from absl import flags
 from absl import logging as absl_logging
 
 from mmrec_jax.config_files import config_path, define_config, parse_flags
-from mmrec_jax.errors import ConfigError, UserError
+from mmrec_jax.errors import ConfigError, Preempted, UserError
 
 MODES = ("train", "extract", "evaluate", "recommend", "inspect", "compare", "ab")
 ONLY = {"compare": ("configs", "seeds", "baseline", "jobs"), "ab": ("a", "b")}
 """Flags that would be passed over in silence by other modes, such as seeds that are not trained with."""
 MISTAKE, INTERRUPTED = 2, 130  # exit codes
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 def define_flags(argv: Sequence[str]) -> flags.FlagValues:
@@ -75,7 +76,8 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
 
 
 def command(argv: Sequence[str]) -> int:
-    """Runs a command line; returns 0, 2 after a mistake of the user's (with its message), 130 after Ctrl-C."""
+    """Runs a command line; returns 0, or, with a message, 2 after a mistake of the user's, 75 after SIGTERM and 130
+    after Ctrl-C."""
     flags.FLAGS.mark_as_parsed()  # absl's own, which its logging waits for
     absl_logging.use_absl_handler()
     absl_logging.set_verbosity(absl_logging.WARNING)
@@ -90,11 +92,15 @@ def command(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on where it was.", file=sys.stderr)
         return INTERRUPTED
+    except Preempted as stopped:
+        print(f"Told to end (SIGTERM): ended {stopped}. The same command goes on from there.", file=sys.stderr)
+        return PREEMPTED
     return 0
 
 
 def _run(values: flags.FlagValues, argv: Sequence[str]) -> None:
     from mmrec_jax import modes
+    from mmrec_jax.parallel.preemption import REQUEST
 
     for mode, names in ONLY.items():
         if given := [name for name in names if mode != values.mode and values[name].present]:
@@ -118,6 +124,14 @@ def _run(values: flags.FlagValues, argv: Sequence[str]) -> None:
     if values.mode == "inspect":
         modes.inspect(values.path or values.workdir, values.config)
         return
+    with REQUEST.heard():
+        _run_mode(values)
+
+
+def _run_mode(values: flags.FlagValues) -> None:
+    """The modes that work on one run."""
+    from mmrec_jax import modes
+
     run = modes.open_run(values.config, values.workdir, trains=values.mode in ("train", "extract"))
     if values.mode == "recommend":
         modes.recommend(

@@ -77,8 +77,8 @@ class AddedTerms:
 
     Attributes:
         losses: added to the task's.
-        metrics: beside the task's.
+        metrics: beside the task's; arrays go to the run's history alone.
     """
 
     losses: dict[str, Float[Array, ""]] = struct.field(default_factory=dict)
-    metrics: dict[str, Float[Array, ""]] = struct.field(default_factory=dict)
+    metrics: dict[str, Float[Array, ...]] = struct.field(default_factory=dict)

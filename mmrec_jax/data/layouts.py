@@ -10,6 +10,8 @@ from mmrec_jax.data.files import SUFFIXES
 from mmrec_jax.errors import ConfigError, DataError
 
 SAMPLE_PREFIX = "sample:"
+STREAMED = "stream:"
+"""Source of a run whose data is what a stream has brought, prepared already."""
 
 _DEFAULT_COLUMNS = {
     "tables": ("user", "item", "timestamp", "rating", "item"),
@@ -57,6 +59,11 @@ def locate(config: DataConfig) -> Source:
     layout = _detect(directory, config) if config.layout == "auto" else config.layout
     finders = {"tables": _tables, "movielens": _movielens, "sequences": _sequences, "recbole": _recbole}
     interactions, items = finders[layout](directory, config)
+    return source_of(config, layout, interactions, items)
+
+
+def source_of(config: DataConfig, layout: str, interactions: Path, items: Path | None) -> Source:
+    """A source of given files, with the layout's columns where the config names no others."""
     user, item, timestamp, rating, catalogue_item = _DEFAULT_COLUMNS[layout]
     return Source(
         layout=layout,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 from mmrec_jax.errors import ConfigError
 
-KINDS = ("momef", "experts", "concat", "sum", "attention")
+KINDS = ("momef", "experts", "concat", "add", "sum", "attention")
 _SHARED = ("kind", "expert", "temperature", "residual")
 
 
@@ -16,8 +16,8 @@ class FusionConfig:
 
     Attributes:
         kind: `momef` (mixture of modality expert fusion), `experts` (the same with several experts a modality),
-            `concat` (one linear map of the concatenation), `sum` (mean of the present vectors) or `attention` (one
-            learned query).
+            `concat` (one linear map of the concatenation), `add` (the sum of the vectors and a bias), `sum` (mean of
+            the present vectors) or `attention` (one learned query).
         expert: of `momef` and `experts`: `mlp` (linear, GELU, linear), `linear`, or of `momef` `identity`.
         temperature: of the softmax gate of `momef`, `experts` and `attention`.
         residual: of `momef` and `experts`: experts are added to the modality vector they read.

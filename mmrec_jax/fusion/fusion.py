@@ -10,7 +10,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from mmrec_jax.fusion.config import FusionConfig
 from mmrec_jax.fusion.experts import Experts
@@ -62,9 +62,24 @@ class Concat(nn.Module):
             vector @ self.param(f"kernel_{name}", scale, (width, width))
             for name, vector in masked(vectors, None if complete else present).items()
         ]
-        lengths = jnp.stack([jnp.linalg.norm(jax.lax.stop_gradient(part), axis=-1) for part in parts], axis=-1)
-        weights = lengths / jnp.maximum(jnp.sum(lengths, axis=-1, keepdims=True), 1e-12)
-        return ItemVectors(sum(parts) + bias, weights)
+        return ItemVectors(sum(parts) + bias, _shares_of_length(parts))
+
+
+class Add(nn.Module):
+    """The sum of the vectors, and a bias.
+
+    Where the vectors are linear maps of states, this is one linear map of the concatenated states (XSMoE's ``W_c``;
+    papers.md 4, item 5): `Concat` would put a square matrix behind each map, which can say nothing more.
+    """
+
+    config: FusionConfig
+
+    @nn.compact
+    def __call__(self, vectors: Vectors, present: Bool[Array, "item modality"], complete: bool = False) -> ItemVectors:
+        """Fused vectors; the weights are those of `Concat`."""
+        parts = list(masked(vectors, None if complete else present).values())
+        bias = self.param("bias", nn.initializers.zeros, (parts[0].shape[-1],))
+        return ItemVectors(sum(parts) + bias, _shares_of_length(parts))
 
 
 class Sum(nn.Module):
@@ -100,6 +115,7 @@ FUSIONS: dict[str, type[nn.Module]] = {
     "momef": Momef,
     "experts": Experts,
     "concat": Concat,
+    "add": Add,
     "sum": Sum,
     "attention": Attention,
 }
@@ -109,3 +125,9 @@ def fuse_modalities(config: FusionConfig, name: str | None = None) -> nn.Module:
     """The fusion module of a config; call it with the vectors of each modality, their presence, and whether that is
     complete."""
     return FUSIONS[config.kind](config, name=name)
+
+
+def _shares_of_length(parts: list[Float[Array, "item width"]]) -> Float[Array, "item part"]:
+    """Share of each part in the sum of their lengths, not differentiated."""
+    lengths = jnp.stack([jnp.linalg.norm(jax.lax.stop_gradient(part), axis=-1) for part in parts], axis=-1)
+    return lengths / jnp.maximum(jnp.sum(lengths, axis=-1, keepdims=True), 1e-12)

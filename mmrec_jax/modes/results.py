@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mmrec_jax.files import write_whole
 from mmrec_jax.modes.run import Run
-from mmrec_jax.modes.workdir import write_whole
 
 if TYPE_CHECKING:
     from mmrec_jax.evaluation.evaluate import EvaluationResult

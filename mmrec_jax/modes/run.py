@@ -18,11 +18,12 @@ from mmrec_jax import experiment
 from mmrec_jax.comparison.config import is_comparison
 from mmrec_jax.config import VALIDATED, RunConfig, resolve
 from mmrec_jax.errors import CheckpointError, ConfigError, UserError
+from mmrec_jax.modes.versions import in_service
 from mmrec_jax.modes.workdir import CONFIG_FILE, check_same_run, is_trained, keep_config, read_config
 from mmrec_jax.systems import registry
 
 if TYPE_CHECKING:
-    from mmrec_jax.data.prepared import PreparedData
+    from mmrec_jax.data.prepared import Examples, PreparedData
     from mmrec_jax.evaluation.evaluate import EvaluationResult
     from mmrec_jax.live import LiveBackbones, LiveCatalogue
     from mmrec_jax.store.store import HiddenStateStore
@@ -120,18 +121,22 @@ class Run:
         task = experiment.build_task(self.config, self.table, self.data.num_items + 1, self.live)
         return replace(task, validator=self._validator())
 
+    @functools.cached_property
+    def _valid(self) -> Examples:
+        # Only when something is validated: the data of a stream's versions holds nothing out.
+        return self.data.examples("valid")
+
     def _validator(self):
         from mmrec_jax.evaluation import evaluate
         from mmrec_jax.training.scorer import SequentialScorer
 
         ks = tuple(sorted({*self.config.evaluation.ks, int(self.config.training.monitor.split("@")[1])}))
         settings = replace(self.config.evaluation, ks=ks, lists=False, slices=False, bootstrap=0)
-        examples = self.data.examples("valid")
 
         def validate(task, params, frozen):
             result = evaluate(
                 SequentialScorer(task, params, frozen),
-                examples,
+                self._valid,
                 self.data.popularity,
                 length=self.config.model.length,
                 config=settings,
@@ -208,7 +213,7 @@ def open_run(config: config_dict.ConfigDict | None, workdir: str | Path | None, 
 
     Args:
         config: of the run; None for the one that the workdir keeps.
-        workdir: None for `runs/<config's name>`.
+        workdir: None for `runs/<config's name>`. Without a config, that of a stream stands for its version in service.
         trains: whether the run is to be made, and not only used: the workdir then keeps the config.
 
     Raises:
@@ -221,7 +226,8 @@ def open_run(config: config_dict.ConfigDict | None, workdir: str | Path | None, 
     elif workdir is None:
         raise ConfigError("Name a config, such as --config=configs/crossan.py, or the --workdir of an earlier run.")
     else:
-        found = read_config(Path(workdir))
+        workdir = in_service(Path(workdir))
+        found = read_config(workdir)
         if found is None:
             raise ConfigError(f"{workdir} is no workdir of a run: it has no {CONFIG_FILE}. Name a --config.")
         settings = found

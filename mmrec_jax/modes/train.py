@@ -9,6 +9,7 @@ from mmrec_jax import experiment
 from mmrec_jax.modes.results import RANKS, Outcome, popularity, report, show_users, tested
 from mmrec_jax.modes.run import Run
 from mmrec_jax.modes.warm import warm_parameters
+from mmrec_jax.parallel.preemption import REQUEST
 
 if TYPE_CHECKING:
     from mmrec_jax.training.sequential import SequentialFrozen
@@ -49,7 +50,9 @@ def _train(run: Run) -> Outcome:
     try:
         description = run.description()
         frozen, begin = _beginning(run)
-        fitted = fit(run.task, frozen, stream, training, run.workdir, description, begin)
+        with REQUEST.at_boundaries():
+            stop = REQUEST.boundary
+            fitted = fit(run.task, frozen, stream, training, run.workdir, description, begin, stop=stop)
     finally:
         stream.close()
     return tested(run, fitted.params, fitted.history, fitted.best_step, fitted.best_value, RANKS)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmrec_jax.config import RunConfig, from_json, to_json
 from mmrec_jax.errors import ConfigError
+from mmrec_jax.files import write_whole
 
 CONFIG_FILE = "config.json"
 
@@ -35,6 +35,7 @@ FREE = (
     "parallel.model",
     "parallel.expert",
     "parallel.rules",
+    "service.*",
     "training.epochs",
     "training.patience",
     "training.keep",
@@ -75,13 +76,6 @@ def keep_config(config: RunConfig, workdir: Path) -> None:
         write_whole(workdir / CONFIG_FILE, json.dumps(to_json(config), indent=2))
     except OSError as error:
         raise ConfigError(f"--workdir={workdir} cannot be written to: {error}.") from error
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file all at once: whoever is killed while writing leaves the old one, or none."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
 
 
 def check_same_run(config: RunConfig, workdir: Path) -> list[str]:

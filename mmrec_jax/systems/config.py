@@ -28,6 +28,8 @@ class ModelConfig:
         gate: of the sources of a side block: `softmax`, `sigmoid` (IISAN has no such gates) or `add`.
         towers: of IISAN: `intra` (one a modality), `inter` (one over both) or `both`.
         remove_first: of IISAN: leave out the first selected state of each modality.
+        experts: of XSMoE: experts of each rung to begin with.
+        capacity: of XSMoE: how many experts a rung has room for; growth up to it compiles nothing again.
         states: of `linear`: read the `last` selected state of each modality, or all `concatenated`.
         shared_gates: one set of gates a rung for all target modalities.
         gate_temperature: what the gates' logits are divided by.
@@ -52,6 +54,8 @@ class ModelConfig:
     towers: str = "both"
     remove_first: bool = False
     states: str = "last"
+    experts: int = 1
+    capacity: int = 10
 
     def __post_init__(self):
         if not known(self.system):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from mmrec_jax.config import RunConfig
 
-SYSTEMS = ("crossan", "gru4rec", "iisan", "iisan_versa", "linear", "sasrec")
+SYSTEMS = ("crossan", "gru4rec", "iisan", "iisan_versa", "linear", "sasrec", "xsmoe")
 """Pages of this folder. A system of one's own is named by its module: `model.system="my_shop.towers"`."""
 STATES, IDS = "states", "ids"
 

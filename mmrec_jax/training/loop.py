@@ -6,16 +6,17 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from jax.experimental.compilation_cache import compilation_cache
 
-from mmrec_jax.errors import CheckpointError, ConfigError, TrainingError
+from mmrec_jax.errors import CheckpointError, ConfigError, Preempted, TrainingError
 from mmrec_jax.training import manifest as manifests
 from mmrec_jax.training.checkpoints import FOLDER, Checkpoint, Checkpoints, out_of_space
 from mmrec_jax.training.config import TrainingConfig
@@ -45,7 +46,8 @@ class FitResult:
         best_step, best_value: when the monitored metric was best, and what it was.
         history: one entry an epoch: `epoch`, `step`, `seconds` (of training, without evaluation),
             `peak_memory_bytes` (of the process in this epoch, or of the first accelerator), `recompilations`, `train`
-            (means over the epoch) and, where the epoch was evaluated, `valid` and `valid_seconds`.
+            (means over the epoch), `measured` (means of metrics that are arrays, as lists) and, where the epoch was
+            evaluated, `valid` and `valid_seconds`.
         step: steps taken.
         stopped_early: whether patience ran out before the last epoch.
     """
@@ -69,7 +71,7 @@ class Position:
     best_value: float | None = None
     best_step: int | None = None
     stale: int = 0  # evaluations since the best one
-    epoch_sums: dict[str, float] = field(default_factory=dict)
+    epoch_sums: dict[str, float | list[float]] = field(default_factory=dict)
     epoch_steps: int = 0
     epoch_seconds: float = 0.0
     history: list[dict] = field(default_factory=list)
@@ -84,6 +86,7 @@ def fit(
     run: Mapping | None = None,
     warm_start: Params | None = None,
     kept: KeptSteps | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> FitResult:
     """Trains a task, or goes on with a run that was interrupted.
 
@@ -101,8 +104,10 @@ def fit(
             manifests; resuming compares it, except for its section `info`.
         warm_start: parameters to begin with in place of fresh ones; see `mmrec_jax.training.warm_start`.
         kept: holds what earlier calls compiled, and takes what this one does.
+        stop: asked at each step boundary whether to save there and end.
 
     Raises:
+        Preempted: `stop` said so; the same call goes on from there.
         ConfigError: groups that do not fit the parameters; a monitored metric that validation does not give.
         TrainingError: values that are not finite, a full disk, another training in the same workdir.
         CheckpointError: the workdir holds a run of something else, or only damaged checkpoints.
@@ -111,7 +116,9 @@ def fit(
         use_compilation_cache(config.compilation_cache_dir)
     try:
         with only_training_in(Path(workdir)), Checkpoints(Path(workdir) / FOLDER, config.keep) as checkpoints:
-            return _Run(task, frozen, stream, config, Path(workdir), run or {}, warm_start, checkpoints, kept).finish()
+            return _Run(
+                task, frozen, stream, config, Path(workdir), run or {}, warm_start, checkpoints, kept, stop
+            ).finish()
     except OSError as error:
         if not out_of_space(error):
             raise
@@ -131,13 +138,15 @@ def use_compilation_cache(directory: str | Path) -> None:
 class _Run:
     """One call of `fit`."""
 
-    def __init__(self, task, frozen, stream, config, workdir, run, warm_start, checkpoints, kept):
+    def __init__(self, task, frozen, stream, config, workdir, run, warm_start, checkpoints, kept, stop):
         self.task: Task = task
         self.stream: Stream = stream
         self.config: TrainingConfig = config
         self.workdir: Path = workdir
         self.checkpoints: Checkpoints = checkpoints
         self.kept: KeptSteps | None = kept
+        self.stop: Callable[[], bool] = stop
+        self.stopped = False
         self.run = {**run, "info": {**run.get("info", {}), "training": dataclasses.asdict(config)}}
         self.frozen = jax.device_put(frozen)
         self.position = Position(config.seed, stream.batches_per_epoch)
@@ -272,6 +281,8 @@ class _Run:
             # nor skips an evaluation, and its first batch is the one that the undisturbed run would have
             # taken.
             self._save()
+            if self.stopped:
+                raise Preempted(f"after step {self.position.step}, which is saved in {self.checkpoints.directory}")
 
     def _advance(self) -> None:
         """Takes steps up to the next checkpoint, with one batch of look-ahead on its way to the device."""
@@ -282,7 +293,9 @@ class _Run:
             while batch is not None:
                 self.state = self.step(self.state, self.frozen, batch)
                 position.step += 1
+                self.stopped = self.stop()
                 saves = position.step % position.batches_per_epoch == 0 or (every and position.step % every == 0)
+                saves = saves or self.stopped
                 # None before a checkpoint: the position that is saved must not be ahead of the steps.
                 batch = None if saves else jax.device_put(next(self.stream))
                 if position.step % self.config.log_every == 0:
@@ -292,14 +305,14 @@ class _Run:
         position.epoch_seconds += time.perf_counter() - start
 
     def _collect(self) -> dict[str, float]:
-        """Means of the training metrics since the last call, which are added to the epoch's sums."""
+        """Means of the scalar training metrics since the last call; sums of all are added to the epoch's."""
         self._check_finite()
         self.state, sums, steps = fetch_window(self.state)
         position = self.position
         position.epoch_steps += steps
         for name, value in sums.items():
-            position.epoch_sums[name] = position.epoch_sums.get(name, 0.0) + value
-        return {name: value / max(steps, 1) for name, value in sums.items()}
+            position.epoch_sums[name] = (np.asarray(position.epoch_sums.get(name, 0.0)) + value).tolist()
+        return {name: float(value) / max(steps, 1) for name, value in sums.items() if not value.ndim}
 
     def _check_finite(self) -> None:
         check_finite(self.state, self.config.groups, self.position.batches_per_epoch)
@@ -313,12 +326,14 @@ class _Run:
         """Closes the epoch's account, and evaluates where it is due."""
         position = self.position
         self._collect()
+        means = {name: np.asarray(value) / position.epoch_steps for name, value in position.epoch_sums.items()}
         entry: dict[str, Any] = {
             "epoch": self.epochs_done,
             "step": position.step,
             "seconds": position.epoch_seconds,
             "recompilations": self.step.recompilations - self.recompilations_told,
-            "train": {name: value / position.epoch_steps for name, value in position.epoch_sums.items()},
+            "train": {name: float(value) for name, value in means.items() if not value.ndim},
+            "measured": {name: value.tolist() for name, value in means.items() if value.ndim},
         }
         self._write("train_epoch", entry["train"])
         past = self.epochs_done - self.config.eval_from

@@ -226,7 +226,7 @@ class SequentialRecommendation:
 
     def loss(
         self, params: Params, frozen: SequentialFrozen, inputs: SequentialInputs, rng: Array
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ...]]]:
         """Mean loss over the steps of the batch with the encoder's own losses, and metrics of the encoder."""
         read = self._with_live_states(params, frozen, inputs, rng)
         train = partial(self.item_encoder.train, key=jax.random.fold_in(rng, 4))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from absl import logging
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from mmrec_jax import slots
 from mmrec_jax.errors import TrainingError
 from mmrec_jax.training.compilations import process_counter
 from mmrec_jax.training.optimizers import parameter_groups
@@ -31,11 +32,11 @@ class Window:
     the host.
 
     Attributes:
-        sums: metric -> sum over steps.
+        sums: metric -> sum over steps, in the metric's shape.
         steps: how many steps that were.
     """
 
-    sums: dict[str, Float[Array, ""]]
+    sums: dict[str, Float[Array, ...]]
     steps: Int[Array, ""]
 
 
@@ -161,19 +162,14 @@ class TrainStep:
         # Functions of their own, so that JAX does not keep what it traced.
         inputs = jax.eval_shape(lambda *a: self._task.inputs(*a), frozen, batch, self._key)
         _, metrics = jax.eval_shape(lambda *a: self._task.loss(*a), params, frozen, inputs, self._key)
-        for name, value in metrics.items():
-            if value.shape != ():
-                raise TrainingError(
-                    f"Metric {name!r} of task {self._task.name} has shape {value.shape}: make it a scalar."
-                )
-        own = ["loss", "gradient_norm"] if self._gradient_norm else ["loss"]
+        own: dict[str, tuple[int, ...]] = dict.fromkeys(["loss", *["gradient_norm"] * self._gradient_norm], ())
         sound = jnp.zeros(len(jax.tree.leaves(params)), bool)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             optimizer=self._optimizer.init(params),
             average=jax.tree.map(jnp.copy, params) if self._ema_decay else None,
-            window=_empty_window([*own, *metrics]),
+            window=_empty_window(own | {name: value.shape for name, value in metrics.items()}),
             health=Health(jnp.full((), -1, jnp.int32), sound),
         )
 
@@ -234,16 +230,17 @@ class TrainStep:
         return {"loss": loss, **metrics}, gradients
 
     def _update(self, state: TrainState, gradients: Params, metrics: dict[str, Array]) -> TrainState:
+        gradients = slots.masked_gradients(gradients, state.params)
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, state.params)
         health = _examined(state.health, state.step, metrics["loss"], gradients)
         params = jax.tree.map(
             lambda new, old: jnp.where(health.first_bad_step < 0, new, old),
-            optax.apply_updates(state.params, updates),
+            slots.held(optax.apply_updates(state.params, updates), state.params),
             state.params,
         )
         average = state.average
         if average is not None:
-            average = optax.incremental_update(params, average, 1.0 - self._ema_decay)
+            average = slots.held(optax.incremental_update(params, average, 1.0 - self._ema_decay), average)
         if self._gradient_norm:
             metrics = {**metrics, "gradient_norm": optax.tree.norm(gradients)}
         window = Window(
@@ -283,16 +280,18 @@ def _shapes(batch: Any) -> tuple:
     return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
-def _empty_window(names: Iterable[str]) -> Window:
-    sums, steps = jax.device_put(({name: np.zeros((), np.float32) for name in names}, np.zeros((), np.int32)))
-    return Window(sums, steps)
+def _empty_window(shapes: Mapping[str, tuple[int, ...]]) -> Window:
+    """Zeros for metrics of these shapes."""
+    empty = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, np.zeros((), np.int32)
+    return Window(*jax.device_put(empty))
 
 
-def fetch_window(state: TrainState) -> tuple[TrainState, dict[str, float], int]:
+def fetch_window(state: TrainState) -> tuple[TrainState, dict[str, np.ndarray], int]:
     """Sums of the metrics since the last fetch, over how many steps, and the state with an empty window."""
     window = jax.device_get(state.window)
-    sums = {name: float(value) for name, value in window.sums.items()}
-    return dataclasses.replace(state, window=_empty_window(sums)), sums, int(window.steps)
+    sums = {name: np.asarray(value, np.float64) for name, value in window.sums.items()}
+    empty = _empty_window({name: value.shape for name, value in sums.items()})
+    return dataclasses.replace(state, window=empty), sums, int(window.steps)
 
 
 def check_finite(state: TrainState, groups: tuple[tuple[str, float], ...], batches_per_epoch: int) -> None:

@@ -33,10 +33,11 @@ class Task(Protocol):
 
     def loss(
         self, params: Params, frozen: Any, inputs: Any, rng: Array
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Mean loss of a batch and further scalar metrics; pure, traced by `jax.jit`. `rng` is that of `inputs`.
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ...]]]:
+        """Mean loss of a batch and further metrics; pure, traced by `jax.jit`. `rng` is that of `inputs`.
 
-        Of `frozen` it reads weights that are not looked up by rows, such as those of a backbone.
+        Metrics are averaged over an epoch. Scalars are written out; arrays go to the run's history alone. Of `frozen`
+        it reads weights that are not looked up by rows, such as those of a backbone.
         """
 
     def validate(self, params: Params, frozen: Any) -> dict[str, float]:

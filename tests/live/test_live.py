@@ -169,7 +169,7 @@ def test_weights_that_a_training_begins_with_lie_on_the_device_once(shop: Path, 
     run = open_run(config_of(shop, {"words": {"kind": "bitfit"}}, "words"), tmp_path / "run", trains=True)
     given = {}
 
-    def fit(task, frozen, stream, config, workdir, description, begin):
+    def fit(task, frozen, stream, config, workdir, description, begin, **options):
         given.update(frozen=frozen, begin=begin)
         raise ConfigError("this is all that was asked")
 

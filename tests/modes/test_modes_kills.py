@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from mmrec_jax.main import PREEMPTED
 from mmrec_jax.training import load_params
 from mmrec_jax.training.manifest import checksums
 from tests.tiny_run import arguments, subprocess_of
@@ -67,3 +68,33 @@ def test_killed_at_random_moments_through_the_command_line_ends_bit_for_bit_the_
     assert sum(killed) >= 2, f"the run ended before it was killed: {kills}, {killed}"
     assert start(disturbed).wait() == 0
     assert outcome(disturbed) == outcome(undisturbed), kills
+
+
+def test_a_run_that_is_told_to_end_saves_at_the_next_step_and_the_same_command_goes_on(shop, trained, tmp_path):
+    """Checkpoints are at the ends of epochs otherwise."""
+    told, undisturbed = tmp_path / "told", tmp_path / "undisturbed"
+    flags = (
+        f"--config.store={trained / 'store'}",
+        "--config.training.epochs=40",
+        "--config.training.patience=0",
+        "--config.training.eval_from=40",
+        "--config.training.batch_size=4",
+        "--config.training.learning_curve=False",
+        "--config.baselines=()",
+        "--config.show_users=0",
+    )
+    process = subprocess_of(arguments(shop, told, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while process.poll() is None and not list(told.glob("checkpoints/step_*0")):
+        time.sleep(0.005)
+    time.sleep(random.uniform(0, 0.2))
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == PREEMPTED
+    step = load_params(told, "last")[1]["progress"]["step"]
+    assert f"ended after step {step}, which is saved" in said.decode()
+    for folder in (told, undisturbed):
+        run = subprocess_of(arguments(shop, folder, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        assert run.wait() == 0
+    last = [load_params(folder, "last")[1]["checksums"] for folder in (told, undisturbed)]
+    assert last[0] == last[1]
+    assert (told / "metrics.csv").read_text() == (undisturbed / "metrics.csv").read_text()

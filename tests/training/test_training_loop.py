@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import toy
 
-from mmrec_jax.errors import ConfigError, TrainingError
+from mmrec_jax.errors import ConfigError, Preempted, TrainingError
 from mmrec_jax.training import KeptSteps, load_params, loop
 from mmrec_jax.training.checkpoints import Checkpoints
 from mmrec_jax.training.compilations import process_counter
@@ -227,3 +227,23 @@ def test_a_training_on_other_data_compiles_nothing_where_the_steps_are_kept(tmp_
     assert kept.step(task, toy.config(clip_norm=1.0), again.params, None) is not kept.step(
         task, toy.config(), again.params, None
     )
+
+
+@pytest.mark.parametrize("settings", [{}, {"checkpoint_every_steps": 2, "ema_decay": 0.5, "schedule": "cosine"}])
+@pytest.mark.parametrize("boundary", [1, 5, 7])
+def test_a_run_that_is_told_to_stop_saves_at_that_boundary_and_goes_on_to_the_same_bits(tmp_path, settings, boundary):
+    asked = []
+
+    def stop():
+        asked.append(True)
+        return len(asked) == boundary
+
+    whole = toy.train(tmp_path / "whole", epochs=2, **settings)
+    with pytest.raises(Preempted, match=f"after step {boundary}, which is saved"):
+        toy.train(tmp_path / "parts", stop=stop, epochs=2, **settings)
+    assert load_params(tmp_path / "parts", "last")[1]["progress"]["step"] == boundary
+    parts = toy.train(tmp_path / "parts", epochs=2, **settings)
+    assert checksums(parts.params) == checksums(whole.params)
+    assert [entry["train"] for entry in parts.history] == [entry["train"] for entry in whole.history]
+    csv = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "parts")]
+    assert csv[0] == csv[1]

@@ -154,10 +154,20 @@ def test_a_loss_that_is_not_finite_by_itself_is_told_from_one_that_parameters_sp
         check_finite(state, (), batches_per_epoch=4)
 
 
-def test_a_metric_that_is_no_scalar_is_refused():
-    class Vector(toy.ToyTask):
-        def loss(self, params, frozen, inputs, rng):
-            return super().loss(params, frozen, inputs, rng)[0], {"rows": inputs[1].rows}
+class Counting(toy.ToyTask):
+    """With a metric that is an array."""
 
-    with pytest.raises(TrainingError, match="'rows' of task toy has shape"):
-        begin(task=Vector())
+    def loss(self, params, frozen, inputs, rng):
+        loss, metrics = super().loss(params, frozen, inputs, rng)
+        return loss, metrics | {"rows/by_parity": jnp.bincount(inputs[1].rows % 2, length=2)}
+
+
+def test_metrics_may_be_arrays():
+    step, state, frozen, stream, _ = begin(task=Counting())
+    batches = [next(stream) for _ in range(3)]
+    for batch in batches:
+        state = step(state, frozen, jax.device_put(batch))
+    state, sums, _ = fetch_window(state)
+    rows = np.concatenate([batch.rows for batch in batches])
+    assert sums["rows/by_parity"].tolist() == [np.sum(rows % 2 == 0), np.sum(rows % 2)]
+    assert fetch_window(state)[1]["rows/by_parity"].tolist() == [0, 0]

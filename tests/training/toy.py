@@ -103,11 +103,13 @@ def config(**changes) -> TrainingConfig:
     return TrainingConfig(**settings | changes)
 
 
-def train(workdir: Path, *, stream=None, task=None, run=None, warm_start=None, kept=None, **changes):
+def train(
+    workdir: Path, *, stream=None, task=None, run=None, warm_start=None, kept=None, stop=lambda: False, **changes
+):
     """A run of the toy."""
     return fit(
         task or ToyTask(), table(), stream or ToyStream(), config(**changes), workdir,
-        run or {"system": "toy", "width": 8}, warm_start, kept,
+        run or {"system": "toy", "width": 8}, warm_start, kept, stop=stop,
     )  # fmt: skip
 
 
