@@ -44,15 +44,24 @@ def _train(run: Run) -> Outcome:
     from mmrec_jax.training import fit
 
     run.console.print(f"\nTraining {run.config.name} in {run.workdir}")
-    stream = experiment.training_stream(run.config, run.data, run.live, run.live_catalogue)
+    stream = experiment.training_stream(run.config, run.data, run.live, run.live_catalogue, run.shards)
     # The cache of compiled programs was set up when the run was opened, for all modes.
     training = replace(run.config.training, compilation_cache_dir="")
     try:
         description = run.description()
         frozen, begin = _beginning(run)
         with REQUEST.at_boundaries():
-            stop = REQUEST.boundary
-            fitted = fit(run.task, frozen, stream, training, run.workdir, description, begin, stop=stop)
+            fitted = fit(
+                run.task,
+                frozen,
+                stream,
+                training,
+                run.workdir,
+                description,
+                begin,
+                stop=REQUEST.boundary,
+                placement=run.placement,
+            )
     finally:
         stream.close()
     return tested(run, fitted.params, fitted.history, fitted.best_step, fitted.best_value, RANKS)
@@ -61,14 +70,14 @@ def _train(run: Run) -> Outcome:
 def _beginning(run: Run) -> tuple[SequentialFrozen, Params | None]:
     """What the run reads and never trains, and the parameters that it begins with, on the host; None for fresh ones.
 
-    Where a backbone is trained in the step they are made here, so that the weights they are made of need not lie on the
-    device beside them for the whole run.
+    Where a backbone is run in the step, on one device, they are made here, so that the weights they are made of need not
+    lie on the device beside them for the whole run.
     """
     from mmrec_jax.training.step import Programs, seed_keys
     from mmrec_jax.training.trees import host_copy
 
     begin, frozen = warm_parameters(run), run.frozen
-    if frozen.live is None:
+    if frozen.live is None or run.placement is not None:
         return frozen, begin
     if begin is None:
         begin = host_copy(Programs(run.task.init)((), seed_keys(run.config.training.seed)[0], frozen))
