@@ -70,8 +70,8 @@ def _train(run: Run) -> Outcome:
 def _beginning(run: Run) -> tuple[SequentialFrozen, Params | None]:
     """What the run reads and never trains, and the parameters that it begins with, on the host; None for fresh ones.
 
-    Where a backbone is run in the step, on one device, they are made here, so that the weights they are made of need not
-    lie on the device beside them for the whole run.
+    Where a backbone is run in the step, on one device, they are made here, so that the weights they are made of need
+    not lie on the device beside them for the whole run.
     """
     from mmrec_jax.training.step import Programs, seed_keys
     from mmrec_jax.training.trees import host_copy
