@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from mmrec_jax import experiment
 from mmrec_jax.config import RunConfig
@@ -59,7 +60,7 @@ def _possible(config: RunConfig) -> Iterator[Params]:
     from mmrec_jax.store.table import StateTable
     from mmrec_jax.training.sequential import SequentialFrozen
 
-    def shape(*sizes: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
+    def shape(*sizes: int, dtype: Any = jnp.float32) -> Any:  # in the place of an array
         return jax.ShapeDtypeStruct(sizes, dtype)
 
     # What is known is as with cached states and on any device.
