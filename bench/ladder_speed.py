@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from train_speed import product_rate
 
-from bench.train_speed import product_rate
 from mmrec_jax import config as configs
 from mmrec_jax.objectives import log_popularity
 from mmrec_jax.sequence import SasRecConfig
