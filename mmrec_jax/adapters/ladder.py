@@ -51,7 +51,7 @@ class Ladders(nn.Module):
 
     Kept where the caller asks for the collection, one entry a rung `<modality>_<n>`:
     `METRICS`: `utilisation/<rung>`, share of each slot in the norm of the experts' gated outputs, over up to `SAMPLED`
-    items (papers.md 4, item 7). `norms`: sums of these norms over all items that have the modality.
+    items (papers.md 4, item 7). `norms`: sums of these norms over all items that have the modality, and their number.
     `gates`, by modality: those of each rung.
     """
 
@@ -116,7 +116,7 @@ class Ladders(nn.Module):
         x, experts = jax.lax.stop_gradient((x, experts))
         if self.is_mutable_collection(METRICS):
             every = max(len(x) // SAMPLED, 1)
-            sums = _sums(x[::every][:SAMPLED], experts, present[::every][:SAMPLED])
+            sums, _ = _sums(x[::every][:SAMPLED], experts, present[::every][:SAMPLED])
             self.sow(METRICS, f"utilisation/{name}", sums / jnp.maximum(jnp.sum(sums), 1e-30))
         if self.is_mutable_collection("norms"):
             self.sow("norms", name, _sums(x, experts, present))
@@ -126,7 +126,7 @@ class Ladders(nn.Module):
             self.sow("gates", modality, {BACKBONE: gates[:, 0]} | told)
 
 
-def _sums(x, experts: Experts, present) -> Float[Array, " slot"]:
-    """Norms of the gated outputs of each slot, summed over the items that have the modality."""
+def _sums(x, experts: Experts, present) -> tuple[Float[Array, " slot"], Float[Array, ""]]:
+    """Norms of the gated outputs of each slot, summed over the items that have the modality, and how many those are."""
     norms = gated_norms(x, experts).astype(jnp.float32)
-    return jnp.sum(jnp.where(present[:, None], norms, 0.0), axis=0)
+    return jnp.sum(jnp.where(present[:, None], norms, 0.0), axis=0), jnp.sum(present.astype(jnp.float32))

@@ -1,53 +1,57 @@
-"""How much each expert of a ladder is used, measured outside training (XSMoE; papers.md 4, item 7)."""
+"""Utilisation of a ladder's experts as the paper's code measures it: evaluation counts too (papers.md 4 b2, item 7)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float
 
+from mmrec_jax.training.scorer import ITEM_BLOCK
+from mmrec_jax.training.sequential import SequentialFrozen, SequentialRecommendation
 from mmrec_jax.types import Params
 
-if TYPE_CHECKING:
-    from mmrec_jax.training.sequential import SequentialFrozen, SequentialRecommendation
-
-BLOCK = 256  # rows of a call: the outputs of all slots are held for as many
+PASSES = 2
+"""Encodings of all items that follow an epoch's batches: for its validation, and for the test on the next window."""
 
 
-def ladder_utilisation(
-    task: SequentialRecommendation, params: Params, frozen: SequentialFrozen, rows: Int[np.ndarray, " item"]
-) -> dict[str, Float[np.ndarray, " slot"]]:
-    """Share of each slot in the mean norm of the experts' gated outputs ``||g_e E_e(x)||_2`` over given items.
+def with_evaluations(
+    task: SequentialRecommendation,
+    params: Params,
+    frozen: SequentialFrozen,
+    trained: Mapping[str, Sequence[float]],
+    encoded: int,
+) -> dict[str, list[float]]:
+    """Shares over a last epoch's batches and the evaluations after it.
 
-    A training measures the same on a sample of its batches' items, and keeps it in its history; this is for items that
-    no batch has, such as those that an evaluation encodes (the authors' code counts them too).
+    PROPOSAL: the sum over batches is that of their shares, at the mean norm that the evaluated items have; and the
+    test's items are taken to be those of the validation, since the next window is not there yet.
 
     Args:
-        task: whose item encoder has ladders.
-        params: of the task.
-        frozen: what the task reads.
-        rows: catalogue rows; items that lack a modality do not count for its ladder, and row 0 for none.
-
-    Returns:
-        Rung -> shares, which sum to 1; 0 for slots that are not in use, and everywhere where no item has the modality.
-        Nothing for an item encoder without ladders.
+        task: with a ladder.
+        params: of the epoch.
+        frozen: states; rows of no item have no modality, and so no part in it.
+        trained: rung -> share of each slot in the epoch's batches.
+        encoded: items that these batches encoded.
     """
-    frozen = task.computed(jax.device_put(params), frozen)
-    padded = np.concatenate([rows, np.zeros(-len(rows) % BLOCK, rows.dtype)]).astype(np.int32)
-    totals: dict[str, np.ndarray] = {}
-    for part in padded.reshape(-1, BLOCK):
-        for name, sums in jax.device_get(_norms(task, params, frozen, jnp.asarray(part))).items():
-            totals[name] = totals.get(name, 0.0) + np.asarray(sums, np.float64)
-    return {name: sums / max(sums.sum(), np.finfo(np.float64).tiny) for name, sums in totals.items()}
+    rows = np.arange(frozen.log_popularity.shape[0], dtype=np.int32)
+    padded = np.concatenate([rows, np.zeros(-len(rows) % ITEM_BLOCK, np.int32)]).reshape(-1, ITEM_BLOCK)
+    blocks = [jax.device_get(_norms(task, params["items"], frozen, jnp.asarray(block))) for block in padded]
+    found = {}
+    for rung, shares in trained.items():
+        sums = np.sum([block[rung][0] for block in blocks], axis=0, dtype=np.float64)
+        each = sums.sum() / max(float(sum(block[rung][1] for block in blocks)), 1.0)
+        total = np.asarray(shares) * encoded * each + PASSES * sums
+        found[rung] = (total / max(total.sum(), 1e-30)).tolist()
+    return found
 
 
 @partial(jax.jit, static_argnums=0)
-def _norms(task, params, frozen, rows):
+def _norms(task, params, frozen, rows) -> dict[str, tuple[Float[Array, " slot"], Float[Array, ""]]]:
+    """Rung -> norms of each slot's gated outputs, summed over these rows, and how many rows have the modality."""
     encoder = task.item_encoder
-    return {
-        name: sums for name, (sums,) in encoder.kept("norms", params["items"], encoder.inputs(frozen, rows)).items()
-    }
+    _, kept = encoder.module.apply({"params": params}, *encoder.inputs(frozen, rows), mutable=["norms"])
+    return {name: values[0] for node in kept["norms"].values() for name, values in node.items()}

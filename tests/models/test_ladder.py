@@ -221,7 +221,8 @@ def test_utilisation_is_the_share_of_the_gated_outputs_norm(module, first, items
             shares = reference.utilisation([inputs[row] for row in sampled], experts, rows)
             (share,) = metrics[f"utilisation/{name}_{n}"]
             np.testing.assert_allclose(share, np.insert(shares, 1, 0), rtol=1e-4)  # float32 over two rungs
-            (sums,) = norms[f"{name}_{n}"]
+            ((sums, count),) = norms[f"{name}_{n}"]
+            assert count == len(there)
             shares = reference.utilisation([inputs[row] for row in there], experts, rows)
             np.testing.assert_allclose(sums / sums.sum(), np.insert(shares, 1, 0), rtol=1e-4)  # as above
             if n == 1:

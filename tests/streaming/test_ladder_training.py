@@ -11,7 +11,6 @@ from mmrec_jax.config import base, modality, resolve
 from mmrec_jax.experiment import build_task
 from mmrec_jax.store.table import StateTable
 from mmrec_jax.streaming import growth
-from mmrec_jax.streaming.utilisation import BLOCK, ladder_utilisation
 from mmrec_jax.training import TrainingConfig
 from mmrec_jax.training.compilations import process_counter
 from mmrec_jax.training.optimizers import build_optimizer
@@ -102,22 +101,6 @@ def test_training_measures_utilisation_of_the_slots_in_use(grown):
             shares = sums[f"utilisation/{name}"] / 3
             assert shares.sum() == pytest.approx(1, abs=1e-5)  # float32
             assert ((shares > 0) == np.array(used, bool)).all()
-
-
-def test_utilisation_of_given_items_is_the_papers(task, frozen, grown):
-    params = grown[3]
-    rows = np.random.default_rng(1).permutation(np.arange(1, ROWS))[: BLOCK + 5]
-    measured = ladder_utilisation(task, params, frozen, rows)
-    assert set(measured) == set(growth.rungs(params))
-    for name in NAMES:
-        there = rows[np.asarray(frozen.states.present[name])[rows]]
-        inputs = np.asarray(frozen.states.values[name][0], np.float64)[there]
-        node = params["items"]["ladders"][f"rung_{name}_1"]
-        slots = growth.rungs(params)[f"{name}_1"].used
-        shares = reference.utilisation(inputs, *as_lists(node))
-        np.testing.assert_allclose(measured[f"{name}_1"][slots], shares, rtol=1e-4)  # float32 sums of 200 norms
-        assert measured[f"{name}_1"].sum() == pytest.approx(1)
-        assert len(slots) == 3
 
 
 def test_gates_are_told_by_slot(task, frozen, grown):
