@@ -6,6 +6,7 @@ from mmrec_jax.modes.extract import extract
 from mmrec_jax.modes.inspect import inspect
 from mmrec_jax.modes.recommend import recommend
 from mmrec_jax.modes.run import Run, open_run
+from mmrec_jax.modes.stream import stream
 from mmrec_jax.modes.train import train
 
-__all__ = ["Run", "ab", "compare", "evaluate", "extract", "inspect", "open_run", "recommend", "train"]
+__all__ = ["Run", "ab", "compare", "evaluate", "extract", "inspect", "open_run", "recommend", "stream", "train"]
