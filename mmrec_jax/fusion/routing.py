@@ -100,7 +100,7 @@ def slots(choices: Choices, experts: int, capacity: int) -> Slots:
 
 
 def joined(found: Slots) -> Slots:
-    """The slots of several groups (a leading axis) as those of one: batched gathers are several times as slow on CPU."""
+    """The slots of several groups (a leading axis) as those of one: batched gathers are far slower on CPU."""
 
     def numbered(index: Int[Array, "group entry"], size: int) -> Int[Array, " entry"]:
         groups = index.shape[0]
