@@ -167,9 +167,10 @@ class Run:
 
         Raises:
             EmptySplitError: nothing is held out.
-            ConfigError: a cut-off is larger than the catalogue.
+            ConfigError: a cut-off is larger than the catalogue, or a group of parameters has none.
         """
         from mmrec_jax.evaluation.topk import check_k
+        from mmrec_jax.modes.groups import check_groups
 
         for split in ("valid", "test"):
             self.data.examples(split)
@@ -179,6 +180,7 @@ class Run:
                 check_k(k, self.data.num_items)
             except ConfigError as error:
                 raise ConfigError(f"{key}: {error}") from error
+        check_groups(self.config)
 
     def description(self) -> dict:
         """What this run's checkpoints are of."""
