@@ -128,7 +128,7 @@ class Intake:
             if not len(events):
                 self._refuse(arrival, f"no event is left: {share}.")
         users = events["user"].unique()
-        if known_users and not users.is_in(list(known_users)).any():
+        if len(known_users) and not users.is_in(list(known_users)).any():
             notes.append(f"all {len(users)} users are new: it is learned from as any other window")
         entry = Entry(
             name=arrival.name,

@@ -110,11 +110,11 @@ class Service:
 
     def _windows(self) -> Iterator[Window]:
         """The windows that are remembered and then those that arrive."""
-        number = self._oldest(self.living.state.window)
+        number = first = self._oldest(self.living.state.window)
         while number <= len(self.journal.accepted) or self._wait():
             entry = self.journal.accepted[number - 1]
             window = self._window(entry)
-            self.living.learner.forget(self._oldest(number))
+            self.living.learner.forget(max(self._oldest(number), first))
             self._follow_roll_back(number)
             if not self.living.state.done(number, PHASES[-1]):
                 self.say(f"window {number}: {entry.name}: {entry.events:,} events, {entry.new_items:,} new items")
