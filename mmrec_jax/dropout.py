@@ -8,25 +8,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-from jaxtyping import Array, Bool, Float, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 
-def keep_masks(rng: Array, shapes: Sequence[tuple[int, ...]], rate: float) -> list[Bool[Array, ...]]:
-    """One mask a shape, True with probability 1 - rate; the same on every backend."""
+@dataclass(frozen=True)
+class Numbered:
+    """The rows of an array that is a part of a larger one: their numbers there, and how many it has."""
+
+    rows: Int[Array, " row"]
+    total: int
+
+
+def keep_masks(
+    rng: Array, shapes: Sequence[tuple[int, ...]], rate: float, parts: Sequence[Numbered | None] | None = None
+) -> list[Bool[Array, ...]]:
+    """One mask a shape, True with probability 1 - rate; the same on every backend.
+
+    Args:
+        rng: the step's key.
+        shapes: of the masks.
+        rate: of what is dropped.
+        parts: for each shape the rows of a larger array that the mask is of, None for a whole one; the mask is then
+            what the larger one's would be there, however it is cut up.
+    """
     if rate <= 0:
         return [jnp.ones(shape, bool) for shape in shapes]
     key = jax.random.key_data(rng).astype(jnp.uint32)
     masks, first = [], 0
-    for shape in shapes:
-        size = math.prod(shape)
-        bits = _hash(lax.iota(jnp.uint32, size) + jnp.uint32(first), key[0], key[1])
+    for shape, part in zip(shapes, parts or [None] * len(shapes), strict=True):
+        inner = math.prod(shape[1:])
+        total = shape[0] if part is None else part.total
+        if part is None:
+            counter = lax.iota(jnp.uint32, total * inner)
+        else:
+            rows = part.rows.astype(jnp.uint32)
+            counter = (rows[:, None] * jnp.uint32(inner) + lax.iota(jnp.uint32, inner)).reshape(-1)
+        bits = _hash(counter + jnp.uint32(first % 2**32), key[0], key[1])
         masks.append((bits >= jnp.uint32(round(rate * 2**32))).reshape(shape))
-        first += size
+        first += total * inner
     return masks
 
 

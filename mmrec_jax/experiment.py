@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmrec_jax.config import SECTIONS, RunConfig, to_json
-from mmrec_jax.errors import MissingModalityError, UserError
+from mmrec_jax.errors import ConfigError, MissingModalityError, UserError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mmrec_jax.live import LiveBackbones, LiveCatalogue, LiveStream
     from mmrec_jax.live.catalogue import LiveFrozen
     from mmrec_jax.sequence import GruConfig, SasRecConfig
+    from mmrec_jax.shards import Shards
     from mmrec_jax.store.store import HiddenStateStore
     from mmrec_jax.store.table import StateTable
     from mmrec_jax.training.sequential import SequentialFrozen, SequentialRecommendation
@@ -84,13 +86,15 @@ def store_location(config: RunConfig, workdir: Path) -> str:
     return str(workdir / "store")
 
 
-def ensure_states(config: RunConfig, prepared: PreparedData, workdir: Path) -> HiddenStateStore:
+def ensure_states(config: RunConfig, catalogue: pl.DataFrame, workdir: Path) -> HiddenStateStore:
     """A store that holds every item's states of the modalities that are not live; extracts what it lacks.
 
     Raises:
         StoreMismatchError: the store was made with other settings.
         ConfigError: a modality names a column that the catalogue lacks.
     """
+    import polars as pl
+
     from mmrec_jax.backbones.text import fill_template
     from mmrec_jax.store import HiddenStateStore, extract
 
@@ -98,11 +102,11 @@ def ensure_states(config: RunConfig, prepared: PreparedData, workdir: Path) -> H
     store = open_store(location)
     if store is not None:
         store.check({name: part for name, part in config.cached.items() if name in store.modalities})
-        if not any(store.missing(config.cached, [str(item) for item in prepared.item_ids[1:]]).values()):
+        if not any(store.missing(config.cached, catalogue["item"].cast(pl.String).to_list()).values()):
             return store
     for part in config.cached.values():
-        fill_template(part.source, prepared.catalogue.head(0))  # a missing column is found before the store is made
-    extract(config.cached, prepared.catalogue, source_directory(config), location, config.extraction)
+        fill_template(part.source, catalogue.head(0))  # a missing column is found before the store is made
+    extract(config.cached, catalogue, source_directory(config), location, config.extraction)
     return HiddenStateStore.open(location)
 
 
@@ -178,7 +182,11 @@ def load_table(
 
 
 def build_task(
-    config: RunConfig, table: StateTable | None, rows: int, live: LiveBackbones | None = None
+    config: RunConfig,
+    table: StateTable | None,
+    rows: int,
+    live: LiveBackbones | None = None,
+    shards: Shards | None = None,
 ) -> SequentialRecommendation:
     """The task of a config.
 
@@ -187,6 +195,7 @@ def build_task(
         table: hidden states; None for systems by id.
         rows: catalogue rows, padding included.
         live: backbones that are run in the step.
+        shards: of a step over several devices.
     """
     from mmrec_jax.systems import CatalogueShape, StateShape, build, reads, system
     from mmrec_jax.training.sequential import CatalogueItems, SequentialRecommendation
@@ -202,6 +211,7 @@ def build_task(
         system(config.model.system).parts(config),
         compute_dtype(config),
         live,
+        shards,
     )
 
 
@@ -238,10 +248,24 @@ def training_stream(
     prepared: PreparedData,
     live: LiveBackbones | None = None,
     catalogue: LiveCatalogue | None = None,
+    shards: Shards | None = None,
 ) -> TrainingStream | LiveStream:
-    """Batches of this process, with the raw inputs of their items where a backbone is run in the step."""
+    """Batches of a step, with the raw inputs of their items where a backbone is run in the step.
+
+    A process among several makes the ids of the whole step too, of which its devices get their part: so a step is the
+    same on any number of processes.
+
+    Raises:
+        ConfigError: a batch cannot be split over the devices.
+    """
     from mmrec_jax.data import training_batches
 
+    groups = shards.batch_parts if shards else 1
+    if config.training.batch_size % groups:
+        raise ConfigError(
+            f"training.batch_size={config.training.batch_size} cannot be split over {groups} devices: choose a "
+            f"multiple of {groups}, or give parallel.data a size that divides it."
+        )
     stream = training_batches(
         prepared,
         batch_size=config.training.batch_size,
@@ -249,6 +273,8 @@ def training_stream(
         window=config.model.window,
         seed=config.training.seed,
         epochs=config.training.epochs,
+        size_multiple=math.lcm(16, groups),
+        groups=groups,
     )
     if live is None or catalogue is None:
         return stream
@@ -258,9 +284,16 @@ def training_stream(
 
 
 def description(
-    config: RunConfig, prepared: PreparedData, store: HiddenStateStore | None, live: LiveBackbones | None = None
+    config: RunConfig, data: str, store: HiddenStateStore | None, live: LiveBackbones | None = None
 ) -> dict[str, Any]:
-    """What a checkpoint is of, kept in its manifest; all but `info` must agree when it is used again."""
+    """What a checkpoint is of, kept in its manifest; all but `info` must agree when it is used again.
+
+    Args:
+        config: of the run.
+        data: fingerprint of what it is trained on.
+        store: of the hidden states.
+        live: backbones that are run in the step.
+    """
     from mmrec_jax.adapters.config import HARMLESS
 
     modalities: dict[str, Any] = {}
@@ -286,7 +319,7 @@ def description(
     return {
         "system": config.model.system,
         "modalities": modalities,
-        "data": prepared.fingerprint,
+        "data": data,
         **{part: as_json[part] for part in parts},
         "info": {"config": as_json, "defaults": {part: asdict(SECTIONS[part]()) for part in parts}},
     }

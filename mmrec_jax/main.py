@@ -9,6 +9,9 @@ Modes:
   inspect    says what a data directory, prepared data, store, checkpoint or workdir at --path holds
   compare    trains several methods with several seeds, each in a process of its own, and writes one table of accuracy
              and cost: --config=configs/compare.py, or --configs=A.py,B.py --seeds=0,1,2
+  stream     cuts the log into windows, trains on each and tests on the next: --config=configs/xsmoe.py; the same
+             command again goes on where it was stopped; with --watch, the windows are files that arrive in a directory,
+             and the best model so far is in service; --rollback puts an earlier one there
   ab         compares the finished runs in --a and --b user by user
 
 Any value of the config can be set: --config.training.epochs=5. A finished --workdir knows its config: the modes
@@ -27,8 +30,8 @@ from absl import logging as absl_logging
 from mmrec_jax.config_files import config_path, define_config, parse_flags
 from mmrec_jax.errors import ConfigError, Preempted, UserError
 
-MODES = ("train", "extract", "evaluate", "recommend", "inspect", "compare", "ab")
-ONLY = {"compare": ("configs", "seeds", "baseline", "jobs"), "ab": ("a", "b")}
+MODES = ("train", "extract", "evaluate", "recommend", "inspect", "compare", "ab", "stream")
+ONLY = {"compare": ("configs", "seeds", "baseline", "jobs"), "ab": ("a", "b"), "stream": ("watch", "rollback")}
 """Flags that would be passed over in silence by other modes, such as seeds that are not trained with."""
 MISTAKE, INTERRUPTED = 2, 130  # exit codes
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -42,7 +45,7 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
         define(*args, flag_values=values, **kwargs)
 
     define_config(values, argv)
-    own(flags.DEFINE_enum, "mode", "train", MODES, "What to do.")
+    own(flags.DEFINE_enum, "mode", None, MODES, "What to do. Default: what the config is for, such as train.")
     own(
         flags.DEFINE_string,
         "workdir",
@@ -59,6 +62,8 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     own(flags.DEFINE_list, "seeds", [], "compare: seeds. Default: those of the comparison's config, else 0.")
     own(flags.DEFINE_string, "baseline", None, "compare: method that the others are compared with. Default: the first.")
     own(flags.DEFINE_integer, "jobs", None, "compare: runs at a time. Default: one, which times them rightly.")
+    own(flags.DEFINE_string, "watch", None, "stream: directory in which windows arrive.")
+    own(flags.DEFINE_string, "rollback", None, "stream: number of the version to put in service, or `previous`.")
     own(flags.DEFINE_string, "a", None, "ab: workdir of a finished run.")
     own(flags.DEFINE_string, "b", None, "ab: workdir of the run that it is compared with.")
     return values
@@ -102,10 +107,11 @@ def _run(values: flags.FlagValues, argv: Sequence[str]) -> None:
     from mmrec_jax import modes
     from mmrec_jax.parallel.preemption import REQUEST
 
+    chosen = values.mode or (values.config or {}).get("mode", "train")
     for mode, names in ONLY.items():
-        if given := [name for name in names if mode != values.mode and values[name].present]:
-            raise ConfigError(f"--{given[0]} is read by --mode={mode} only, and the mode is {values.mode}.")
-    if values.mode == "compare":
+        if given := [name for name in names if mode != chosen and values[name].present]:
+            raise ConfigError(f"--{given[0]} is read by --mode={mode} only, and the mode is {chosen}.")
+    if chosen == "compare":
         modes.compare(
             values.config,
             config_path(argv),
@@ -116,24 +122,31 @@ def _run(values: flags.FlagValues, argv: Sequence[str]) -> None:
             jobs=values.jobs,
         )
         return
-    if values.mode == "ab":
+    if chosen == "ab":
         if values["config"].present:
             raise ConfigError("--config is not read by --mode=ab: both runs are evaluated as the first one's own says.")
         modes.ab(values.a, values.b, values.workdir)
         return
-    if values.mode == "inspect":
+    if chosen == "inspect":
         modes.inspect(values.path or values.workdir, values.config)
         return
+    if values.rollback is not None:
+        if values.watch:
+            raise ConfigError("--rollback is a command of its own: call it without --watch.")
+        modes.roll_back(values.workdir, values.rollback)
+        return
     with REQUEST.heard():
-        _run_mode(values)
+        _run_mode(values, chosen)
 
 
-def _run_mode(values: flags.FlagValues) -> None:
+def _run_mode(values: flags.FlagValues, chosen: str) -> None:
     """The modes that work on one run."""
     from mmrec_jax import modes
 
-    run = modes.open_run(values.config, values.workdir, trains=values.mode in ("train", "extract"))
-    if values.mode == "recommend":
+    run = modes.open_run(values.config, values.workdir, trains=chosen in ("train", "extract", "stream"))
+    if values.watch:
+        modes.watch(run, values.watch)
+    elif chosen == "recommend":
         modes.recommend(
             run,
             users=values.users,
@@ -143,7 +156,7 @@ def _run_mode(values: flags.FlagValues) -> None:
             out=values.out,
         )
     else:
-        getattr(modes, values.mode)(run)
+        getattr(modes, chosen)(run)
 
 
 def _help() -> str:

@@ -26,7 +26,8 @@ class SequenceBatch:
             the input of step j and column j + 1 its target.
         steps: where in ``positions[:, :-1]``, read row by row, the inputs that have a target lie, ascending; unused
             entries at the end are batch x length. Most of a batch of short histories is padding: what works on one
-            position at a time reads these alone.
+            position at a time reads these alone. In a batch over several devices each has its own part of them, by
+            their place in its own rows of `positions`.
         users: user numbers; -1 in rows that only fill an uneven last batch.
         media: modality -> raw inputs of the items (`live.RawBatch`), where its backbone is run in the step.
     """

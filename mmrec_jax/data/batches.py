@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int, Int32, Int64
+from jaxtyping import Bool, Int, Int32, Int64
 
 from mmrec_jax.data.prepared import PreparedData
 from mmrec_jax.data.rows import Rows, distinct_counts, step_counts, training_rows
@@ -32,6 +32,9 @@ class TrainingStream:
     row is shown twice or lost, and all processes have the same number of batches. Where rows run out at the
     end of an epoch, a batch is filled up with rows of padding whose user is -1.
 
+    For a step over several devices, the rows of a batch make as many equal `groups`, and its steps too: a group's steps
+    lie in its part of the axis `step`, by their place in the group's own rows.
+
     The axes `distinct` and `step` have one of few pairs of sizes (`sizes`), the same on all processes in a step.
     Streams over other rows of the same width can share them, and what was compiled, if the largest holds any batch.
 
@@ -52,9 +55,11 @@ class TrainingStream:
         size_multiple: int,
         fingerprint: str,
         epochs: int,
+        groups: int = 1,
         sizes: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.rows = rows
+        self._groups = groups
         self._batch_size, self._epochs = batch_size, epochs
         self._shard_index, self._shard_count = shard_index, shard_count
         self._rows_per_step = batch_size * shard_count
@@ -144,8 +149,16 @@ class TrainingStream:
     def _needed(self, chosen: Int[np.ndarray, " chosen"]) -> tuple[int, int]:
         """Sizes of `distinct` and `step` that hold every process's share of these rows."""
         rows, shards = self.rows, self._shard_count
-        distinct, steps = distinct_counts(rows.events(chosen), shards), step_counts(rows.inputs(chosen), shards)
-        return int(distinct.max()), int(steps.max())
+        inputs, distinct = rows.inputs(chosen), distinct_counts(rows.events(chosen), shards)
+        if self._groups > 1:
+            return int(distinct.max()), self._groups * int(self._grouped(inputs).sum(axis=1).max())
+        return int(distinct.max()), int(step_counts(inputs, shards).max())
+
+    def _grouped(self, inputs: Bool[np.ndarray, "rows length"]) -> Bool[np.ndarray, "group slot"]:
+        """The inputs of each group's rows, of a batch that may have fewer rows than others."""
+        every = np.zeros((self._batch_size, inputs.shape[1]), bool)
+        every[: len(inputs)] = inputs
+        return every.reshape(self._groups, -1)
 
     def _fitting(self, needed: tuple[int, int]) -> tuple[int, int]:
         """The first of the sizes that holds as much; one of its own for a batch after the epochs that were foreseen."""
@@ -155,7 +168,8 @@ class TrainingStream:
 
     def _rounded(self, sizes: Any) -> Int64[np.ndarray, "*sizes 2"]:
         """Sizes rounded up to the multiple."""
-        return (np.ceil(np.asarray(sizes) / self._size_multiple) * self._size_multiple).astype(np.int64)
+        multiple = self._size_multiple * np.asarray([1, self._groups])
+        return (np.ceil(np.asarray(sizes) / multiple) * multiple).astype(np.int64)
 
     def _batch(self, step: int) -> SequenceBatch:
         chosen = self._chosen(step)
@@ -179,10 +193,16 @@ class TrainingStream:
             "items": _filled(found, distinct, 0),
             "counts": _filled(counts, distinct, 0),
             "positions": _filled(positions, self._batch_size, 0),
-            "steps": _filled(np.flatnonzero(inputs), steps, self._batch_size * (self.rows.width - 1)),
+            "steps": self._steps(inputs, steps),
             "users": _filled(self.rows.users[chosen], self._batch_size, -1),
         }
         return SequenceBatch(**leaves)
+
+    def _steps(self, inputs: Bool[np.ndarray, "rows length"], size: int) -> Int32[np.ndarray, " {size}"]:
+        """`SequenceBatch.steps`, one part a group."""
+        parts = self._grouped(inputs) if self._groups > 1 else inputs.reshape(1, -1)
+        slots = self._batch_size * (self.rows.width - 1) // self._groups
+        return np.concatenate([_filled(np.flatnonzero(part), size // self._groups, slots) for part in parts])
 
     def _choose_sizes(self, num_items: int) -> Int64[np.ndarray, "sizes 2"]:
         """Few pairs of sizes that fit most batches closely, found by trying; the last one is never exceeded."""
@@ -193,7 +213,8 @@ class TrainingStream:
         if tried != known:  # others may need more: leave some room, and have one that holds whatever the data can give
             fitting[-1] += (fitting[-1] - fitting[0]) / 2
             widest = np.sort(self.rows.stops - self.rows.starts)[-self._batch_size :]
-            limit = min(num_items, widest.sum()) + 1, (widest - 1).sum()
+            most = (widest - 1).sum() if self._groups == 1 else self._batch_size * (self.rows.width - 1)
+            limit = min(num_items, widest.sum()) + 1, most
             fitting = np.vstack([np.minimum(fitting, limit), [limit]])
         sizes = np.unique(self._rounded(fitting), axis=0)
         if tried == known:
@@ -212,6 +233,7 @@ def training_batches(
     shard_count: int = 1,
     size_multiple: int = 16,
     epochs: int = 0,
+    groups: int = 1,
 ) -> TrainingStream:
     """Batches of training histories with their targets.
 
@@ -225,11 +247,18 @@ def training_batches(
         size_multiple: the axes `distinct` and `step` are padded up to a multiple of this.
         epochs: how many will be asked for at most, if that is known: `sizes` then leaves out what does not occur
             in them. 0 = unknown.
+        groups: equal parts of a batch's rows, see `TrainingStream`; must divide `batch_size`, and be 1 for several
+            shards.
 
     Raises:
         EmptySplitError: no user has 2 training events.
         ConfigError: a size is not positive, or the shard is not one of shard_count.
     """
+    if groups < 1 or batch_size % groups or (groups > 1 and (shard_count > 1 or size_multiple % groups)):
+        raise ConfigError(
+            f"groups={groups} must divide batch_size={batch_size} and size_multiple={size_multiple}, and be 1 where "
+            f"shard_count={shard_count} is not."
+        )
     if min(batch_size, shard_count, size_multiple) < 1 or not 0 <= shard_index < shard_count or seed < 0:
         raise ConfigError(
             f"batch_size={batch_size}, shard_count={shard_count} and size_multiple={size_multiple} "
@@ -251,6 +280,7 @@ def training_batches(
         size_multiple=size_multiple,
         fingerprint=prepared.fingerprint,
         epochs=epochs,
+        groups=groups,
     )
 
 

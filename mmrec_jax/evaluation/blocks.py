@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Int32
 
 from mmrec_jax.data.ragged import Ragged
 from mmrec_jax.errors import EvaluationError
+from mmrec_jax.evaluation.catalogue import ItemVectorsOf, largest_norm, rows_at_once
 
 SCORES_BYTES = {"cpu": 6 << 20}
 SCORES_BYTES_ACCELERATOR = 512 << 20
@@ -65,7 +66,7 @@ def scores_of(users: Float[Array, "user width"], items: Float[Array, "row width"
 def user_blocks(
     vectors_of: VectorsOf,
     count: int,
-    item_vectors: Float[Array, "row width"],
+    item_vectors: ItemVectorsOf,
     seen: Ragged | None,
     user_block: int | BlockShape,
 ) -> Iterator[UserBlock]:
@@ -82,9 +83,9 @@ def user_blocks(
     Raises:
         EvaluationError: a vector is not finite, or so large that a score could overflow.
     """
-    bound = _largest_item_norm(item_vectors)
+    bound = largest_norm(item_vectors)
     fixed = user_block if isinstance(user_block, BlockShape) else BlockShape(min(user_block, count))
-    inner = inner_block(fixed.users, item_vectors.shape[0])
+    inner = inner_block(fixed.users, rows_at_once(item_vectors))
     size = -(-fixed.users // inner) * inner
     capacity = max(pair_capacity(seen, inner), fixed.pairs)
     for start in range(0, count, size):
@@ -136,17 +137,6 @@ def _seen_pairs(
         rows[block, place] = user % inner
         items[block, place] = item
     return rows, items
-
-
-def _largest_item_norm(item_vectors: Float[Array, "row width"]) -> float:
-    norms = np.asarray(jnp.linalg.norm(item_vectors[1:], axis=1))
-    broken = np.flatnonzero(~np.isfinite(norms)) + 1
-    if len(broken):
-        raise EvaluationError(
-            f"{len(broken)} item vectors are not finite, first in catalogue rows {broken[:5].tolist()}: "
-            "look for NaN in these items' hidden states or in the checkpoint"
-        )
-    return float(norms.max(initial=0))
 
 
 def _check_users(vectors: Float[Array, "user width"], item_norm: float, start: int) -> None:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 from mmrec_jax.data.ragged import Ragged
 from mmrec_jax.errors import EvaluationError
 from mmrec_jax.evaluation.blocks import BlockShape, VectorsOf, array_producer, scores_of, user_blocks
+from mmrec_jax.evaluation.catalogue import ItemVectorsOf, SplitCatalogue
 from mmrec_jax.evaluation.topk import check_k, masked_top_k
 
 MISS = np.iinfo(np.int32).max
@@ -50,7 +51,7 @@ def ranks(
 
 def ranked_blocks(
     vectors_of: VectorsOf,
-    item_vectors: Float[Array, "row width"],
+    item_vectors: ItemVectorsOf,
     targets: Int[np.ndarray, " example"],
     seen: Ragged | None = None,
     *,
@@ -82,9 +83,11 @@ def ranked_blocks(
     for block in user_blocks(vectors_of, len(targets), item_vectors, seen, user_block):
         held_out = np.zeros(len(block.vectors), np.int32)
         held_out[: block.count] = targets[block.start : block.start + block.count]
-        counted, items = _rank_block(
-            block.vectors, item_vectors, held_out, block.pair_rows, block.pair_items, ranked, k=k
-        )
+        pairs = block.pair_rows, block.pair_items
+        if isinstance(item_vectors, SplitCatalogue):
+            counted, items = item_vectors.ranked(block.vectors, held_out, *pairs, k, candidates)
+        else:
+            counted, items = _rank_block(block.vectors, item_vectors, held_out, *pairs, ranked, k=k)
         yield RankedBlock(block.start, np.asarray(counted)[: block.count], np.asarray(items)[: block.count])
 
 

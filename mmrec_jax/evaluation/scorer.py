@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from mmrec_jax.evaluation.catalogue import ItemVectorsOf
+
 
 class Scorer(Protocol):
     """A model whose score of an item for a user is the dot product of their vectors."""
@@ -15,7 +17,7 @@ class Scorer(Protocol):
     def user_vectors(self, inputs: Int[np.ndarray, "user length"]) -> Float[Array, "user width"]:
         """Vectors of users by their last items: catalogue rows in time order, padded with 0 on the left."""
 
-    def item_vectors(self) -> Float[Array, "row width"]:
+    def item_vectors(self) -> ItemVectorsOf:
         """One vector a catalogue row; what row 0 (padding) holds does not matter."""
 
 

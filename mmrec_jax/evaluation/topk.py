@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 from mmrec_jax.data.ragged import Ragged
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.evaluation.blocks import VectorsOf, scores_of, user_blocks
+from mmrec_jax.evaluation.catalogue import ItemVectorsOf, SplitCatalogue
 
 
 def check_k(k: int, num_items: int) -> None:
@@ -40,7 +41,7 @@ def masked_top_k(
 def top_items(
     vectors_of: VectorsOf,
     count: int,
-    item_vectors: Float[Array, "row width"],
+    item_vectors: ItemVectorsOf,
     k: int,
     seen: Ragged | None = None,
     user_block: int = 1024,
@@ -67,7 +68,10 @@ def top_items(
     items = np.zeros((count, k), np.int32)
     scores = np.zeros((count, k), np.float32)
     for block in user_blocks(vectors_of, count, item_vectors, seen, user_block):
-        values, rows = _list_block(block.vectors, item_vectors, block.pair_rows, block.pair_items, k=k)
+        if isinstance(item_vectors, SplitCatalogue):
+            values, rows = item_vectors.listed(block.vectors, block.pair_rows, block.pair_items, k)
+        else:
+            values, rows = _list_block(block.vectors, item_vectors, block.pair_rows, block.pair_items, k=k)
         stop = block.start + block.count
         items[block.start : stop] = np.asarray(rows)[: block.count]
         scores[block.start : stop] = np.asarray(values)[: block.count]

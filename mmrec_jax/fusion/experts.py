@@ -91,6 +91,7 @@ class Experts(nn.Module):
 
     def _tell_load(self, name: str, load: Float[Array, " expert"]) -> None:
         """Metrics of the experts' parts of all vectors; an even load is 1."""
+        self.sow(METRICS, f"expert_load_{name}", load * self.config.experts)
         self.sow(METRICS, f"expert_load_max_{name}", jnp.max(load) * self.config.experts)
         self.sow(METRICS, f"expert_load_min_{name}", jnp.min(load) * self.config.experts)
         self.sow(METRICS, f"experts_dead_{name}", jnp.sum(load == 0))

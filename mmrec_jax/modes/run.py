@@ -25,9 +25,13 @@ from mmrec_jax.systems import registry
 if TYPE_CHECKING:
     from mmrec_jax.data.prepared import Examples, PreparedData
     from mmrec_jax.evaluation.evaluate import EvaluationResult
+    from mmrec_jax.evaluation.scorer import Scorer
     from mmrec_jax.live import LiveBackbones, LiveCatalogue
+    from mmrec_jax.parallel.placement import MeshPlacement
+    from mmrec_jax.shards import Shards
     from mmrec_jax.store.store import HiddenStateStore
     from mmrec_jax.store.table import StateTable
+    from mmrec_jax.training.sequential import SequentialRecommendation
     from mmrec_jax.types import Params
 
 
@@ -75,7 +79,7 @@ class Run:
     @functools.cached_property
     def store(self) -> HiddenStateStore | None:
         """The hidden-state store, filled on the first use; None where no states come from one."""
-        return experiment.ensure_states(self.config, self.data, self.workdir) if self.config.cached else None
+        return experiment.ensure_states(self.config, self.data.catalogue, self.workdir) if self.config.cached else None
 
     @functools.cached_property
     def live(self) -> LiveBackbones | None:
@@ -110,6 +114,20 @@ class Run:
         return {name: seen[name] for name in self.config.modalities}
 
     @functools.cached_property
+    def shards(self) -> Shards | None:
+        """What is split over the run's devices; None where there is one."""
+        from mmrec_jax.parallel.placement import run_shards
+
+        return run_shards(self.config.parallel)
+
+    @functools.cached_property
+    def placement(self) -> MeshPlacement | None:
+        """Where the arrays of a training lie; None for one device."""
+        from mmrec_jax.parallel.placement import MeshPlacement
+
+        return None if self.shards is None else MeshPlacement(self.config.parallel, self.shards)
+
+    @functools.cached_property
     def frozen(self):
         """What the task reads and never trains."""
         live = self.live.frozen(self.live_catalogue) if self.live and self.live_catalogue else None
@@ -118,7 +136,7 @@ class Run:
     @functools.cached_property
     def task(self):
         """The task, with its validation."""
-        task = experiment.build_task(self.config, self.table, self.data.num_items + 1, self.live)
+        task = experiment.build_task(self.config, self.table, self.data.num_items + 1, self.live, self.shards)
         return replace(task, validator=self._validator())
 
     @functools.cached_property
@@ -128,14 +146,13 @@ class Run:
 
     def _validator(self):
         from mmrec_jax.evaluation import evaluate
-        from mmrec_jax.training.scorer import SequentialScorer
 
         ks = tuple(sorted({*self.config.evaluation.ks, int(self.config.training.monitor.split("@")[1])}))
         settings = replace(self.config.evaluation, ks=ks, lists=False, slices=False, bootstrap=0)
 
         def validate(task, params, frozen):
             result = evaluate(
-                SequentialScorer(task, params, frozen),
+                self.scorer(params, task, frozen),
                 self._valid,
                 self.data.popularity,
                 length=self.config.model.length,
@@ -165,7 +182,7 @@ class Run:
 
     def description(self) -> dict:
         """What this run's checkpoints are of."""
-        return experiment.description(self.config, self.data, self.store, self.live)
+        return experiment.description(self.config, self.data.fingerprint, self.store, self.live)
 
     def parameters(self, which: str = "best") -> Params:
         """Parameters of a checkpoint of this run.
@@ -188,9 +205,18 @@ class Run:
 
     def test(self, params: Params) -> EvaluationResult:
         """The evaluation of parameters on the test split."""
+        return self.evaluated(self.scorer(params))
+
+    def scorer(self, params: Params, task: SequentialRecommendation | None = None, frozen=None) -> Scorer:
+        """User and item vectors by parameters: of this run's task, or of another with what it reads."""
+        task, frozen = task or self.task, frozen or self.frozen
+        if self.placement is not None:
+            from mmrec_jax.parallel.scorer import MeshScorer
+
+            return MeshScorer(task, params, frozen, self.placement)
         from mmrec_jax.training.scorer import SequentialScorer
 
-        return self.evaluated(SequentialScorer(self.task, params, self.frozen))
+        return SequentialScorer(task, params, frozen)
 
     def evaluated(self, scorer) -> EvaluationResult:
         """The evaluation of a scorer on the test split."""

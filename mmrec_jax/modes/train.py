@@ -40,15 +40,24 @@ def _train(run: Run) -> Outcome:
     from mmrec_jax.training import fit
 
     run.console.print(f"\nTraining {run.config.name} in {run.workdir}")
-    stream = experiment.training_stream(run.config, run.data, run.live, run.live_catalogue)
+    stream = experiment.training_stream(run.config, run.data, run.live, run.live_catalogue, run.shards)
     # The cache of compiled programs was set up when the run was opened, for all modes.
     training = replace(run.config.training, compilation_cache_dir="")
     try:
         description = run.description()
         warm = warm_parameters(run)
         with REQUEST.at_boundaries():
-            stop = REQUEST.boundary
-            fitted = fit(run.task, run.frozen, stream, training, run.workdir, description, warm, stop=stop)
+            fitted = fit(
+                run.task,
+                run.frozen,
+                stream,
+                training,
+                run.workdir,
+                description,
+                warm,
+                stop=REQUEST.boundary,
+                placement=run.placement,
+            )
     finally:
         stream.close()
     return tested(run, fitted.params, fitted.history, fitted.best_step, fitted.best_value, RANKS)

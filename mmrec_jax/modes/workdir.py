@@ -18,6 +18,7 @@ CONFIG_FILE = "config.json"
 # and backbones are among them: what lies there is compared by its digest.
 FREE = (
     "name",
+    "mode",
     "baselines",
     "show_users",
     "on_unknown_item",

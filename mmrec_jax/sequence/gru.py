@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from mmrec_jax.dropout import dropped, keep_masks
+from mmrec_jax.dropout import Numbered, dropped, keep_masks
 from mmrec_jax.errors import ConfigError
-from mmrec_jax.sequence.steps import collect, spread
+from mmrec_jax.sequence.steps import BatchPart, collect, spread
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Gru(nn.Module):
         *,
         train: bool,
         steps: Int[Array, " step"] | None = None,
+        part: BatchPart | None = None,
     ) -> Float[Array, "*position width"]:
         """User vectors after each position.
 
@@ -62,6 +63,7 @@ class Gru(nn.Module):
             mask: which positions are not padding.
             train: whether to drop out.
             steps: the positions that `items` holds, as `SasRec` takes them.
+            part: where in a larger batch these rows lie, which what is dropped depends on.
 
         Returns:
             Vectors in the shape of `items`.
@@ -70,7 +72,12 @@ class Gru(nn.Module):
         x = items.reshape(-1, config.width)
         keep = None
         if train and config.dropout:
-            keep = keep_masks(self.make_rng("dropout"), config.layers * [x.shape], config.dropout)
+            rows, length = mask.shape
+            slots = jnp.arange(rows * length) if steps is None else steps
+            part = part or BatchPart(0, rows)
+            numbered = Numbered(slots + part.first * length, part.rows * length)
+            shapes = config.layers * [x.shape]
+            keep = keep_masks(self.make_rng("dropout"), shapes, config.dropout, config.layers * [numbered])
         for layer in range(config.layers):
             read = x if keep is None else dropped(x, keep[layer], config.dropout)
             x = self._layer(read, mask, steps, f"layer_{layer}")
@@ -94,7 +101,8 @@ class Gru(nn.Module):
             state = jnp.where(real[:, None], (1 - update) * new + update * state, state)
             return state, state
 
-        _, states = lax.scan(step, jnp.zeros((rows, width), x.dtype), (inputs.swapaxes(0, 1), mask.T))
+        start = lax.full_like(inputs[:, 0, :width], 0)
+        _, states = lax.scan(step, start, (inputs.swapaxes(0, 1), mask.T))
         return collect(states.swapaxes(0, 1).reshape(rows * length, width), steps)
 
 

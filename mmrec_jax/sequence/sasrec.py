@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mmrec_jax.dropout import dropped, keep_masks
+from mmrec_jax.dropout import Numbered, dropped, keep_masks
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.products import dense_product, times
-from mmrec_jax.sequence.steps import collect, spread
+from mmrec_jax.sequence.steps import BatchPart, collect, spread
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class SasRec(nn.Module):
         *,
         train: bool,
         steps: Int[Array, " step"] | None = None,
+        part: BatchPart | None = None,
     ) -> Float[Array, "*position width"]:
         """User vectors after each position.
 
@@ -68,6 +69,7 @@ class SasRec(nn.Module):
             train: whether to drop out.
             steps: the positions that `items` holds, ascending, as indices into the flattened `mask`; every position
                 that is not padding must be among them. Entries of batch x length stand for nothing.
+            part: where in a larger batch these rows lie, which what is dropped depends on.
 
         Returns:
             Vectors in the shape of `items`.
@@ -79,7 +81,7 @@ class SasRec(nn.Module):
         dense = partial(nn.Dense, kernel_init=xavier, dot_general=dense_product)
         position = self.param("position", xavier, (config.length, config.width))[-length:]
         x = items.reshape(-1, config.width) + position[slots % length]
-        drop = self._dropout(x.shape, (rows, config.heads, length, length), train)
+        drop = self._dropout(x.shape, (rows, config.heads, length, length), slots, part, train)
         x = drop(nn.LayerNorm(epsilon=1e-6, name="norm")(x))
         causal = jnp.tril(jnp.ones((length, length), bool))
         bias = jnp.where(causal & mask[:, None, :], 0.0, -1e9)[:, None]
@@ -108,14 +110,27 @@ class SasRec(nn.Module):
         out = times(out, self.param(f"{name}_output", nn.initializers.xavier_normal(), (config.width, config.width)))
         return drop(out)
 
-    def _dropout(self, outputs: tuple[int, ...], weights: tuple[int, ...], train: bool) -> Callable[[Array], Array]:
+    def _dropout(
+        self,
+        outputs: tuple[int, ...],
+        weights: tuple[int, ...],
+        slots: Int[Array, " step"],
+        part: BatchPart | None,
+        train: bool,
+    ) -> Callable[[Array], Array]:
         """What drops out, called in the order of the module: after the input, and after the weights, the attention and
         the feed-forward of each block."""
         rate = self.config.dropout
         if not train or not rate:
             return lambda x: x
+        rows, _, length, _ = weights
+        part = part or BatchPart(0, rows)
+        # By slot, and not by place among the steps: so a mask depends neither on the padding nor on the devices.
+        of_outputs = Numbered(slots + part.first * length, part.rows * length)
+        of_weights = Numbered(jnp.arange(rows) + part.first, part.rows)
         shapes = [outputs, *(self.config.blocks * [weights, outputs, outputs])]
-        masks = iter(keep_masks(self.make_rng("dropout"), shapes, rate))
+        numbered = [of_outputs, *(self.config.blocks * [of_weights, of_outputs, of_outputs])]
+        masks = iter(keep_masks(self.make_rng("dropout"), shapes, rate, numbered))
         return lambda x: dropped(x, next(masks), rate)
 
 

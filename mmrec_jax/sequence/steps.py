@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+
+@dataclass(frozen=True)
+class BatchPart:
+    """Consecutive rows of a batch: the number of the first one, and how many the whole batch has."""
+
+    first: Int[Array, ""] | int
+    rows: int
 
 
 def spread(x: Float[Array, "step width"], steps: Int[Array, " step"] | None, slots: int) -> Float[Array, "slot width"]:

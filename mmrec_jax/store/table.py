@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from mmrec_jax.shards import Shards
 from mmrec_jax.types import HiddenStates
 
 
@@ -23,27 +24,32 @@ class StateTable:
         scales: modality -> scale of each vector, one array a layer; only int8 modalities have an entry.
         present: modality -> whether the item has it; False for row 0.
         complete: whether every item (row 0 aside) has every modality.
+        shards: of a table whose rows are split over the devices of a mesh.
     """
 
     values: dict[str, tuple[Num[Array, "row width"], ...]]
     scales: dict[str, tuple[Float[Array, " row"], ...]]
     present: dict[str, Bool[Array, " row"]]
     complete: bool = struct.field(pytree_node=False, default=False)
+    shards: Shards | None = struct.field(pytree_node=False, default=None)
 
     def rows(self, items: Int[Array, " item"]) -> HiddenStates:
         """The states of some rows as float32: one gather a layer. Rows must lie in the table."""
+        arrays, structure = jax.tree.flatten((self.values, self.scales, self.present))
+        if self.shards is None:
+            found = [_take(array, items) for array in arrays]
+        else:
+            found = list(self.shards.take(arrays, items))
+        values, scales, present = jax.tree.unflatten(structure, found)
+        return StateTable(values, scales, present, self.complete).whole()
+
+    def whole(self) -> HiddenStates:
+        """The states of all rows as float32."""
         return HiddenStates(
-            values={name: self._states(name, items) for name in self.values},
-            present={name: _take(present, items) for name, present in self.present.items()},
+            values={name: _states(layers, self.scales.get(name)) for name, layers in self.values.items()},
+            present=self.present,
             complete=self.complete,
         )
-
-    def _states(self, name: str, items: Int[Array, " item"]) -> tuple[Float[Array, "item width"], ...]:
-        states = tuple(_take(layer, items).astype(jnp.float32) for layer in self.values[name])
-        if name not in self.scales:
-            return states
-        scales = (_take(scale, items)[:, None] for scale in self.scales[name])
-        return tuple(state * scale for state, scale in zip(states, scales, strict=True))
 
     @property
     def num_rows(self) -> int:
@@ -54,6 +60,15 @@ class StateTable:
     def nbytes(self) -> int:
         """Memory of all arrays, in bytes."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
+
+
+def _states(
+    layers: tuple[Num[Array, "item width"], ...], scales: tuple[Float[Array, " item"], ...] | None
+) -> tuple[Float[Array, "item width"], ...]:
+    """Stored values as float32."""
+    if scales is None:
+        return tuple(layer.astype(jnp.float32) for layer in layers)
+    return tuple(layer.astype(jnp.float32) * scale[:, None] for layer, scale in zip(layers, scales, strict=True))
 
 
 def _take(array: Array, items: Int[Array, " item"]) -> Array:

@@ -24,6 +24,7 @@ from mmrec_jax.training.kept import KeptSteps
 from mmrec_jax.training.lock import only_training_in
 from mmrec_jax.training.memory import peak_memory_bytes, restart_peak_memory
 from mmrec_jax.training.optimizers import build_optimizer
+from mmrec_jax.training.placement import OneDevice, Placement
 from mmrec_jax.training.progress import RunProgress
 from mmrec_jax.training.step import Programs, TrainState, TrainStep, check_finite, fetch_window, seed_keys
 from mmrec_jax.training.task import Stream, Task
@@ -87,6 +88,7 @@ def fit(
     warm_start: Params | None = None,
     kept: KeptSteps | None = None,
     stop: Callable[[], bool] = lambda: False,
+    placement: Placement | None = None,
 ) -> FitResult:
     """Trains a task, or goes on with a run that was interrupted.
 
@@ -105,6 +107,7 @@ def fit(
         warm_start: parameters to begin with in place of fresh ones; see `mmrec_jax.training.warm_start`.
         kept: holds what earlier calls compiled, and takes what this one does.
         stop: asked at each step boundary whether to save there and end.
+        placement: where arrays lie; None for one device.
 
     Raises:
         Preempted: `stop` said so; the same call goes on from there.
@@ -116,8 +119,9 @@ def fit(
         use_compilation_cache(config.compilation_cache_dir)
     try:
         with only_training_in(Path(workdir)), Checkpoints(Path(workdir) / FOLDER, config.keep) as checkpoints:
+            place = placement or OneDevice()
             return _Run(
-                task, frozen, stream, config, Path(workdir), run or {}, warm_start, checkpoints, kept, stop
+                task, frozen, stream, config, Path(workdir), run or {}, warm_start, checkpoints, kept, stop, place
             ).finish()
     except OSError as error:
         if not out_of_space(error):
@@ -138,7 +142,7 @@ def use_compilation_cache(directory: str | Path) -> None:
 class _Run:
     """One call of `fit`."""
 
-    def __init__(self, task, frozen, stream, config, workdir, run, warm_start, checkpoints, kept, stop):
+    def __init__(self, task, frozen, stream, config, workdir, run, warm_start, checkpoints, kept, stop, placement):
         self.task: Task = task
         self.stream: Stream = stream
         self.config: TrainingConfig = config
@@ -148,7 +152,8 @@ class _Run:
         self.stop: Callable[[], bool] = stop
         self.stopped = False
         self.run = {**run, "info": {**run.get("info", {}), "training": dataclasses.asdict(config)}}
-        self.frozen = jax.device_put(frozen)
+        self.placement: Placement = placement
+        self.frozen = placement.frozen(frozen)
         self.position = Position(config.seed, stream.batches_per_epoch)
         self.recompilations_told = 0
         self.state = self._begin(warm_start)
@@ -196,7 +201,8 @@ class _Run:
         if position.best_step is None or position.best_value is None:
             position.best_step = position.step
             position.best_value = self._evaluate()[self.config.monitor]
-            return host_copy(self.state.evaluated), position.best_step, position.best_value
+            params = host_copy(self.placement.readable(self.state.evaluated))
+            return params, position.best_step, position.best_value
         best = self.checkpoints.read(position.best_step, state=False)
         return best.evaluated, position.best_step, position.best_value
 
@@ -210,12 +216,13 @@ class _Run:
         if found is not None:
             self._check_same_run(found[0], params)
         optimizer = build_optimizer(self.config, params, self.stream.batches_per_epoch, shared=self.kept is not None)
-        # The norm of the gradient is needed for clipping anyway.
-        clips = self.config.clip_norm > 0
+        options = {"gradient_norm": self.config.clip_norm > 0}  # which is needed for clipping anyway
         if self.kept is None:
-            self.step = TrainStep(self.task, optimizer, self.config.seed, self.config.ema_decay, gradient_norm=clips)
+            self.step = TrainStep(
+                self.task, optimizer, self.config.seed, self.config.ema_decay, placement=self.placement, **options
+            )
         else:
-            self.step = self.kept.step(self.task, self.config, params, optimizer)
+            self.step = self.kept.step(self.task, self.config, params, optimizer, placement=self.placement)
         batches = list(self.stream.warmup_batches())
         state = self.step.init(params, self.frozen, batches[0])
         if found is not None:
@@ -261,10 +268,11 @@ class _Run:
                 "ema_decay back, or choose another --workdir."
             )
         parts = like({"optimizer": state.optimizer, "window": state.window}, newest.state)
-        return jax.device_put(
+        fresh = host_copy(self.placement.readable(state))
+        return self.placement.state(
             dataclasses.replace(
-                host_copy(state),
-                step=host_copy(state.step) + newest.step,
+                fresh,
+                step=fresh.step + np.int32(newest.step),
                 params=like(state.params, named_leaves(newest.params)),
                 average=None if newest.average is None else like(state.params, named_leaves(newest.average)),
                 **parts,
@@ -289,7 +297,7 @@ class _Run:
         position, every = self.position, self.config.checkpoint_every_steps
         start = time.perf_counter()
         with jax.transfer_guard("disallow"):
-            batch = jax.device_put(next(self.stream))
+            batch = self.placement.batch(next(self.stream))
             while batch is not None:
                 self.state = self.step(self.state, self.frozen, batch)
                 position.step += 1
@@ -297,7 +305,7 @@ class _Run:
                 saves = position.step % position.batches_per_epoch == 0 or (every and position.step % every == 0)
                 saves = saves or self.stopped
                 # None before a checkpoint: the position that is saved must not be ahead of the steps.
-                batch = None if saves else jax.device_put(next(self.stream))
+                batch = None if saves else self.placement.batch(next(self.stream))
                 if position.step % self.config.log_every == 0:
                     self._write("train", self._collect())
                     self.progress.advance(position.step)
@@ -367,11 +375,12 @@ class _Run:
 
     def _save(self) -> None:
         self.position.stream = self.stream.get_state()
+        state = self.placement.readable(self.state)
         self.checkpoints.save(
             self.position.step,
-            self.state.params,
-            self.state.average,
-            {"optimizer": self.state.optimizer, "window": self.state.window},
+            state.params,
+            state.average,
+            {"optimizer": state.optimizer, "window": state.window},
             self.run,
             dataclasses.asdict(self.position),
         )

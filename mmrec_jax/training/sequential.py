@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jax import lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
 
 from mmrec_jax.adapters.standardise import cast, in_products_of
 from mmrec_jax.live.catalogue import LiveBackbones, LiveFrozen
@@ -25,6 +28,8 @@ from mmrec_jax.objectives import (
     uniform_negatives,
 )
 from mmrec_jax.sequence import GruConfig, SasRecConfig, user_encoder
+from mmrec_jax.sequence.steps import BatchPart
+from mmrec_jax.shards import Shards
 from mmrec_jax.store.table import StateTable
 from mmrec_jax.systems.config import ScoringConfig
 from mmrec_jax.systems.registry import IDS, STATES
@@ -41,11 +46,19 @@ class SequentialFrozen:
         states: hidden states of the catalogue, those of live modalities aside; None for encoders by id.
         log_popularity: log of each catalogue row's share of the training events.
         live: backbones that are run in the step; None where all states lie in the table.
+        rows: of the catalogue, where the arrays have further ones at their end so that a mesh divides them; 0 where
+            they have none.
     """
 
     states: StateTable | None
     log_popularity: Float[Array, " row"]
     live: LiveFrozen | None = None
+    rows: int = struct.field(pytree_node=False, default=0)
+
+    @property
+    def num_rows(self) -> int:
+        """Items of the catalogue plus the padding row."""
+        return self.rows or self.log_popularity.shape[0]
 
 
 @struct.dataclass
@@ -88,6 +101,9 @@ class ItemEncoder(Protocol):
     def inputs(self, frozen: Any, rows: Int[Array, " item"]) -> Any:
         """What the call reads of catalogue rows; traced into a program of its own, see `task.Task.inputs`."""
 
+    def given(self, states: HiddenStates | None, rows: Int[Array, " item"]) -> Any:
+        """`inputs` of rows whose states are there."""
+
     def __call__(self, params: Params, inputs: Any) -> ItemVectors:
         """Vectors of the items whose `inputs` were looked up before."""
 
@@ -111,13 +127,17 @@ class CatalogueItems:
         """Parameters of the module for the table's modalities and widths; what it measures, it measures on at most
         `MEASURED` items spread over the catalogue.
         """
-        items = (frozen.log_popularity.shape[0] if frozen.states is None else frozen.states.num_rows) - 1
+        items = (frozen.num_rows if frozen.rows or frozen.states is None else frozen.states.num_rows) - 1
         rows = np.linspace(1, items, min(items, MEASURED)).astype(np.int32)
         return self.module.init(rng, *self.inputs(frozen, jnp.asarray(rows)))["params"]
 
     def inputs(self, frozen: SequentialFrozen, rows: Int[Array, " item"]) -> tuple:
         """Arguments of the module: states and rows, or one of them."""
-        found = {STATES: None if frozen.states is None else frozen.states.rows(rows), IDS: rows}
+        return self.given(None if frozen.states is None else frozen.states.rows(rows), rows)
+
+    def given(self, states: HiddenStates | None, rows: Int[Array, " item"]) -> tuple:
+        """The same of states that are there."""
+        found = {STATES: states, IDS: rows}
         return tuple(found[kind] for kind in self.reads)
 
     def __call__(self, params: Params, inputs: tuple) -> ItemVectors:
@@ -138,6 +158,26 @@ class CatalogueItems:
         without."""
         _, kept = self.module.apply({"params": params}, *inputs, mutable=["gates"])
         return _sown(kept.get("gates", {}))
+
+
+def _at_steps(
+    positions: Int[Array, "batch length_and_target"], steps: Int[Array, " step"]
+) -> tuple[Int[Array, " step"], Int[Array, " step"], Int[Array, " step"]]:
+    """`read`, `targets` and `rows` of `SequentialInputs`."""
+
+    def chosen(events):
+        return jnp.ravel(events).at[steps].get(mode="fill", fill_value=0)
+
+    rows = jnp.minimum(steps // (positions.shape[1] - 1), positions.shape[0] - 1)
+    return chosen(positions[:, :-1]), chosen(positions[:, 1:]), rows
+
+
+def _of_own_users(inputs: SequentialInputs) -> SequentialInputs:
+    """The inputs with those candidates alone that occur in their rows."""
+    batch = inputs.batch
+    counts = jnp.zeros_like(batch.counts).at[batch.positions].add(1).at[0].set(0)
+    candidates = jnp.where(counts > 0, inputs.candidates, 0)
+    return replace(inputs, batch=replace(batch, counts=counts), candidates=candidates)
 
 
 def _sown(collection: Mapping[str, Any]) -> dict[str, tuple]:
@@ -161,6 +201,7 @@ class SequentialRecommendation:
         modalities: names of the fusion weights' columns.
         compute_dtype: of the item encoder's products; parameters and the user encoder stay float32.
         live: backbones that are run in the step.
+        shards: of a step over the devices of a mesh.
         validator: metrics of given parameters on the validation split; None where the task is not trained.
     """
 
@@ -171,6 +212,7 @@ class SequentialRecommendation:
     modalities: tuple[str, ...] = ()
     compute_dtype: str = "float32"
     live: LiveBackbones | None = None
+    shards: Shards | None = None
     validator: Callable[[SequentialRecommendation, Params, SequentialFrozen], dict[str, float]] | None = None
 
     name = "sequential recommendation"
@@ -201,51 +243,98 @@ class SequentialRecommendation:
 
     def inputs(self, frozen: SequentialFrozen, batch: SequenceBatch, rng: Array) -> SequentialInputs:
         """The batch, the rows to encode for it, and their hidden states."""
-        rows = frozen.log_popularity.shape[0]
-        candidates, positions = batch.items, batch.positions
+        candidates, positions, num_items = batch.items, batch.positions, frozen.num_rows - 1
         if self.objective.candidates == "sampled":
-            drawn = uniform_negatives(jax.random.split(rng)[1], self.objective.negatives, rows - 1)
+            drawn = uniform_negatives(jax.random.split(rng)[1], self.objective.negatives, num_items)
             candidates = jnp.concatenate([candidates, drawn])
         elif self.objective.candidates == "catalogue":
-            candidates, positions = jnp.arange(rows, dtype=jnp.int32), batch.items[batch.positions]
-
-        def at_steps(events):
-            return jnp.ravel(events).at[batch.steps].get(mode="fill", fill_value=0)
-
+            every = jnp.arange(frozen.log_popularity.shape[0], dtype=jnp.int32)
+            candidates, positions = jnp.where(every <= num_items, every, 0), batch.items[batch.positions]
+        shards = self.shards
+        at_steps: Callable = _at_steps
+        if shards is not None:
+            split = PartitionSpec(shards.batch)
+            positions = shards.by_batch(positions)
+            at_steps = shards.map(_at_steps, (split, split), (split, split, split))
+        read, targets, rows = at_steps(positions, batch.steps)
         return SequentialInputs(
             batch=batch,
             candidates=candidates,
             positions=positions,
-            read=at_steps(positions[:, :-1]),
-            targets=at_steps(positions[:, 1:]),
-            rows=jnp.minimum(batch.steps // (positions.shape[1] - 1), positions.shape[0] - 1),
+            read=read,
+            targets=targets,
+            rows=rows,
             items=self.item_encoder.inputs(frozen, candidates),
-            log_popularity=frozen.log_popularity[candidates],
-            num_items=rows - 1,
+            log_popularity=(
+                frozen.log_popularity[candidates]
+                if shards is None
+                else shards.take((frozen.log_popularity,), candidates)[0]
+            ),
+            num_items=num_items,
         )
 
     def loss(
         self, params: Params, frozen: SequentialFrozen, inputs: SequentialInputs, rng: Array
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ...]]]:
         """Mean loss over the steps of the batch with the encoder's own losses, and metrics of the encoder."""
-        read = self._with_live_states(params, frozen, inputs, rng)
+        states = self._with_live_states(params, frozen, inputs, rng)
         train = partial(self.item_encoder.train, key=jax.random.fold_in(rng, 4))
-        encoded, added = self._in_compute_dtype(train, params["items"], read)
-        vectors = encoded.vector
+        with contextlib.nullcontext() if self.shards is None else self.shards.traced():
+            encoded, added = self._in_compute_dtype(train, params["items"], states)
+        read = replace(inputs, items=None, batch=replace(inputs.batch, media={}))
+        others = {name: part for name, part in params.items() if name in ("users", "scale")}
+        key = jax.random.split(rng)[0]
+        if self.shards is None:
+            whole = BatchPart(0, inputs.positions.shape[0])
+            total, count = self._summed_losses(others, encoded.vector, read, key, whole)
+        else:
+            total, count = self._summed_over_devices(others, encoded.vector, read, key)
+        loss = sum(added.losses.values(), start=total / jnp.maximum(count, 1))
+        return loss, self._fusion_metrics(encoded, inputs.candidates) | added.metrics
+
+    def _summed_losses(
+        self,
+        params: Params,
+        vectors: Float[Array, "candidate width"],
+        inputs: SequentialInputs,
+        key: Array,
+        part: BatchPart,
+    ) -> tuple[Float[Array, ""], Int[Array, ""]]:
+        """Sum of the losses of the steps, and how many there are."""
         users = user_encoder(self.user).apply(
             {"params": params["users"]},
             vectors[inputs.read],
             inputs.batch.positions[:, :-1] > 0,
             train=True,
             steps=inputs.batch.steps,
-            rngs={"dropout": jax.random.split(rng)[0]},
+            part=part,
+            rngs={"dropout": key},
         )
         users, vectors = self._scored(params, users, vectors)
         losses = self._losses(users, vectors, inputs)
         is_step = inputs.read > 0
-        loss = jnp.sum(jnp.where(is_step, losses, 0.0)) / jnp.maximum(jnp.sum(is_step), 1)
-        loss = sum(added.losses.values(), start=loss)
-        return loss, self._fusion_metrics(encoded, inputs.candidates) | added.metrics
+        return jnp.sum(jnp.where(is_step, losses, 0.0)), jnp.sum(is_step)
+
+    def _summed_over_devices(self, params, vectors, inputs: SequentialInputs, key):
+        """The same of a batch that is split: every device has the vectors of all candidates and its own users."""
+        shards = self.shards
+        assert shards is not None
+        total_rows = inputs.positions.shape[0]
+
+        def summed(params, vectors, inputs, key):
+            # From here on they are each device's own: their gradients are summed once, at this place.
+            params, vectors = lax.pcast((params, vectors), shards.batch, to="varying")
+            own = inputs.positions.shape[0]
+            part = BatchPart(lax.axis_index(shards.batch) * own, total_rows)
+            if shards.negatives == "local" and self.objective.candidates == "batch":
+                inputs = _of_own_users(inputs)
+            return lax.psum(self._summed_losses(params, vectors, inputs, key, part), shards.batch)
+
+        split, whole = PartitionSpec(shards.batch), PartitionSpec()
+        specs = jax.tree.map(lambda _: split, inputs)
+        batch = replace(specs.batch, items=whole, counts=whole)
+        specs = replace(specs, batch=batch, candidates=whole, log_popularity=whole)
+        return shards.map(summed, (whole, whole, specs, whole), (whole, whole))(params, vectors, inputs, key)
 
     def _with_live_states(self, params, frozen, inputs: SequentialInputs, rng) -> Any:
         """What the item encoder reads, with the states that backbones give in the step."""
@@ -330,8 +419,13 @@ class SequentialRecommendation:
         self, params: Params, vectors: Float[Array, "row width"], histories: Int[Array, "batch length"]
     ) -> Float[Array, "batch width"]:
         """User vectors after the last item of left-padded histories of catalogue rows, scaled for scoring."""
-        encoder = user_encoder(self.user)
-        states = encoder.apply({"params": params["users"]}, vectors[histories], histories > 0, train=False)
+        return self.users_of(params, vectors[histories], histories > 0)
+
+    def users_of(
+        self, params: Params, items: Float[Array, "batch length width"], real: Bool[Array, "batch length"]
+    ) -> Float[Array, "batch width"]:
+        """The same of the histories' item vectors; `real` is False for padding."""
+        states = user_encoder(self.user).apply({"params": params["users"]}, items, real, train=False)
         users = jnp.asarray(states)[:, -1]
         return self._scored(params, users, users)[0]
 

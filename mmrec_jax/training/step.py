@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import gc
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -21,8 +22,9 @@ from mmrec_jax.errors import TrainingError
 from mmrec_jax.training.compilations import process_counter
 from mmrec_jax.training.optimizers import parameter_groups
 from mmrec_jax.training.pages import keep_freed_pages, release_freed_pages
+from mmrec_jax.training.placement import OneDevice, Placement
 from mmrec_jax.training.task import Task
-from mmrec_jax.training.trees import host_copy, named_leaves
+from mmrec_jax.training.trees import host_copy, named_leaves, placed
 from mmrec_jax.types import Params
 
 
@@ -131,13 +133,15 @@ class TrainStep:
         seed: int,
         ema_decay: float = 0.0,
         gradient_norm: bool = False,
+        placement: Placement | None = None,
     ):
         keep_freed_pages()
         self._task = task
+        self._placement = placement or OneDevice()
         self._optimizer = optimizer
         self._ema_decay = ema_decay
         self._gradient_norm = gradient_norm
-        self._key = seed_keys(seed)[1]
+        self._key = self._step_key(seed)
         self._compiled = process_counter()
         # Three programs. Looked-up rows are kept from being looked up again wherever they are read (`Task.inputs`), and
         # the update, a program of many small parts, is compiled once and not for every shape of a batch.
@@ -151,36 +155,51 @@ class TrainStep:
     def begin(self, optimizer: optax.GradientTransformation, seed: int) -> None:
         """Makes ready for another training of the same task with what is compiled; the optimizer must be one whose
         update is the same function."""
-        self._optimizer, self._key, self.recompilations = optimizer, seed_keys(seed)[1], 0
+        self._optimizer, self._key, self.recompilations = optimizer, self._step_key(seed), 0
         self._running.clear()
+
+    def _step_key(self, seed: int) -> Array:
+        """The key that steps fold their number into, where they read it."""
+        key = seed_keys(seed)[1]
+        return jax.random.wrap_key_data(self._placement.state(np.asarray(jax.random.key_data(key))))
 
     def init(self, params: Params, frozen: Any, batch: Any) -> TrainState:
         """The state before the first step; `batch` is only looked at for the names of the task's metrics."""
         # By way of the host: copies that are safe to donate, without the weak types that would compile a
         # second step.
-        params = jax.device_put(host_copy(params))
+        params = jax.device_put(host_copy(self._placement.readable(params)))
         # Functions of their own, so that JAX does not keep what it traced.
         inputs = jax.eval_shape(lambda *a: self._task.inputs(*a), frozen, batch, self._key)
         _, metrics = jax.eval_shape(lambda *a: self._task.loss(*a), params, frozen, inputs, self._key)
         own: dict[str, tuple[int, ...]] = dict.fromkeys(["loss", *["gradient_norm"] * self._gradient_norm], ())
         sound = jnp.zeros(len(jax.tree.leaves(params)), bool)
-        return TrainState(
+        state = TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             optimizer=self._optimizer.init(params),
             average=jax.tree.map(jnp.copy, params) if self._ema_decay else None,
-            window=_empty_window(own | {name: value.shape for name, value in metrics.items()}),
+            window=jax.device_put(_empty_window(own | {name: value.shape for name, value in metrics.items()})),
             health=Health(jnp.full((), -1, jnp.int32), sound),
         )
+        return state if isinstance(self._placement, OneDevice) else self._placed(state)
+
+    def _placed(self, state: TrainState) -> TrainState:
+        """The state over the devices, where every step leaves it."""
+        state = self._placement.state(host_copy(state))
+        self._updated = Programs(
+            self._update, donate_argnums=0, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, state)
+        )
+        return state
 
     def warm_up(self, state: TrainState, frozen: Any, batches: Iterable[Any]) -> int:
         """Compiles the step for every given batch's shapes by a dry call on a copy; returns how many programs."""
-        spare = host_copy(state)
-        _not_finite(state.params)
+        place = self._placement
+        spare = host_copy(place.readable(state))
+        _unsound(state)
         before = self._compiled.count
         for batch in batches:
             if not self._gradients.has(_shapes(batch)):
-                jax.block_until_ready(self._run(jax.device_put(spare), frozen, jax.device_put(batch)))
+                jax.block_until_ready(self._run(place.state(spare), frozen, place.batch(batch)))
         self._running.clear()
         del spare
         gc.collect()  # what was traced refers to itself
@@ -268,7 +287,16 @@ def _examined(health: Health, step: Array, loss: Array, gradients: Params) -> He
     return Health(jnp.where(is_first, step, health.first_bad_step), bad)
 
 
-@jax.jit
+def _unsound(state: TrainState) -> Bool[Array, " leaf"]:
+    """Which parameters hold a value that is not finite, on all devices of a mesh."""
+    return _jitted_not_finite(state.step.sharding)(state.params)
+
+
+@functools.cache
+def _jitted_not_finite(out: jax.sharding.Sharding) -> Callable[[Any], Array]:
+    return jax.jit(_not_finite, out_shardings=out if isinstance(out, jax.sharding.NamedSharding) else None)
+
+
 def _not_finite(tree: Any) -> Bool[Array, " leaf"]:
     """Which leaves hold a value that is not finite."""
     return jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
@@ -280,17 +308,19 @@ def _shapes(batch: Any) -> tuple:
     return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
-def _empty_window(shapes: Mapping[str, tuple[int, ...]]) -> Window:
-    """Zeros for metrics of these shapes."""
-    empty = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, np.zeros((), np.int32)
-    return Window(*jax.device_put(empty))
+def _empty_window(shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    """A `Window` of zeros on the host, for metrics of these shapes."""
+    sums: Any = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    steps: Any = np.zeros((), np.int32)
+    return Window(sums, steps)
 
 
 def fetch_window(state: TrainState) -> tuple[TrainState, dict[str, np.ndarray], int]:
     """Sums of the metrics since the last fetch, over how many steps, and the state with an empty window."""
     window = jax.device_get(state.window)
     sums = {name: np.asarray(value, np.float64) for name, value in window.sums.items()}
-    empty = _empty_window({name: value.shape for name, value in sums.items()})
+    zeros = _empty_window({name: value.shape for name, value in sums.items()})
+    empty = jax.tree.map(lambda old, zero: placed(zero, old.sharding), state.window, zeros)
     return dataclasses.replace(state, window=empty), sums, int(window.steps)
 
 
@@ -300,7 +330,7 @@ def check_finite(state: TrainState, groups: tuple[tuple[str, float], ...], batch
     Raises:
         TrainingError: names the first such step, the parameter groups and parameters.
     """
-    health, bad_now = jax.device_get((state.health, _not_finite(state.params)))
+    health, bad_now = jax.device_get((state.health, _unsound(state)))
     step = int(health.first_bad_step)
     if step < 0 and not bad_now.any():
         return

@@ -46,3 +46,11 @@ def host_copy(tree: Any) -> Any:
     On CPU `jax.device_get` may hand out views of device buffers, which a later donated step would write over.
     """
     return jax.tree.map(lambda leaf: np.array(leaf), jax.device_get(tree))
+
+
+def placed(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """A host array on the devices of a sharding, those of other processes among them: each gets its part of it."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    leaf = np.asarray(leaf)
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda part: leaf[part])

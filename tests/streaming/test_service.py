@@ -173,7 +173,9 @@ KILLS = [
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before it is done", "after it is done"])
-def test_killed_at_every_moment_the_service_ends_with_the_same_numbers(after, folder, undisturbed, tmp_path, monkeypatch):
+def test_killed_at_every_moment_the_service_ends_with_the_same_numbers(
+    after, folder, undisturbed, tmp_path, monkeypatch
+):
     kills = 0
     for where, name, times in KILLS:
         count, original = itertools.count(1), getattr(where, name)
@@ -306,7 +308,7 @@ def test_what_is_forgotten_is_removed_and_kills_change_nothing(tmp_path, monkeyp
 
 
 def test_a_fall_in_quality_raises_an_alarm(tmp_path, monkeypatch):
-    monkeypatch.setattr(Scripted, "script", {number: 0 for number in range(1, 8)} | {6: 30})
+    monkeypatch.setattr(Scripted, "script", dict.fromkeys(range(1, 8), 0) | {6: 30})
     watched, said = tmp_path / "in", []
     write(watched, events(8))
     found = lived(tmp_path / "run", watched, said, **ALWAYS)

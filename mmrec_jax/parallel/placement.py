@@ -1,0 +1,116 @@
+"""Where the arrays of a run lie on its mesh."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Num
+
+from mmrec_jax.parallel.config import ParallelConfig
+from mmrec_jax.parallel.mesh import run_mesh
+from mmrec_jax.shards import Shards
+from mmrec_jax.store.table import StateTable
+from mmrec_jax.training.sequential import SequentialFrozen
+from mmrec_jax.training.trees import path_name, placed
+
+LOGICAL_AXES: dict[str, tuple[str | None, ...]] = {
+    r"(.*/)?items/(ids/)?embedding": ("rows",),
+    r"(.*/)?items/(content/)?fusion/experts_\w+/\w+": ("experts",),
+}
+"""Pattern of a trained parameter's path -> the logical axis of each of its axes. The optimiser keeps its moments under
+the same paths, so that they lie with their parameters; arrays of no pattern are on every device."""
+
+
+def run_shards(config: ParallelConfig) -> Shards | None:
+    """What is split over the devices of a run; None where it has one device.
+
+    Raises:
+        ConfigError: the mesh does not fit the devices.
+    """
+    mesh = run_mesh(config)
+    if mesh is None:
+        return None
+    return Shards(mesh, config.axes("batch"), config.axes("rows"), config.negatives)
+
+
+class MeshPlacement:
+    """Batches and the catalogue's rows split over a mesh, parameters as `LOGICAL_AXES` and the rules say."""
+
+    def __init__(self, config: ParallelConfig, shards: Shards):
+        self._config, self._shards = config, shards
+
+    def state(self, tree: Any) -> Any:
+        """Parameters and what belongs to them, by the names of the leaves."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: placed(leaf, self.parameter(path_name(path), np.shape(leaf))), tree
+        )
+
+    def parameter(self, path: str, shape: tuple[int, ...]) -> NamedSharding:
+        """Where a parameter lies; an axis that the mesh does not divide is kept whole."""
+        mesh = self._shards.mesh
+        logical = next((axes for pattern, axes in LOGICAL_AXES.items() if re.fullmatch(pattern, path)), ())
+        spec: list[tuple[str, ...] | None] = []
+        for name, length in zip(logical, shape, strict=False):
+            axes = self._config.axes(name) if name else ()
+            parts = int(np.prod([mesh.shape[axis] for axis in axes]))
+            spec.append(axes if parts > 1 and length % parts == 0 else None)
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    def frozen(self, frozen: SequentialFrozen) -> SequentialFrozen:
+        """The catalogue split by rows, filled up with rows of zeros to what the mesh divides."""
+        shards, states = self._shards, frozen.states
+        rows = frozen.num_rows
+        padded = -(-rows // shards.row_parts) * shards.row_parts
+
+        def split(leaf: Any) -> jax.Array:
+            return _filled_up(leaf, padded, shards.split(shards.rows, padded))
+
+        if states is not None:
+            states = StateTable(
+                jax.tree.map(split, states.values),
+                jax.tree.map(split, states.scales),
+                jax.tree.map(split, states.present),
+                states.complete,
+                shards,
+            )
+        return replace(frozen, states=states, log_popularity=split(frozen.log_popularity), rows=rows)
+
+    def batch(self, batch: Any) -> Any:
+        """Users, steps and items of a batch, each split along its first axis."""
+        shards = self._shards
+        return jax.tree.map(lambda leaf: placed(leaf, shards.split(shards.batch, leaf.shape[0])), batch)
+
+    def readable(self, tree: Any) -> Any:
+        """Arrays that lie in other processes too are gathered."""
+        from jax.experimental import multihost_utils
+
+        def gathered(leaf: Any) -> Any:
+            if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+                return leaf
+            return multihost_utils.process_allgather(leaf, tiled=True)
+
+        return jax.tree.map(gathered, tree)
+
+
+def _filled_up(leaf: Num[Any, "row ..."], rows: int, sharding: NamedSharding) -> jax.Array:
+    """An array on the devices with zeros below it up to so many rows; each device's part is made by itself."""
+    held = np.asarray(leaf)
+    shape = (rows, *held.shape[1:])
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[0].indices(rows)
+        found = held[start:stop]
+        if len(found) == stop - start:
+            return found
+        filled = np.zeros((stop - start, *shape[1:]), held.dtype)
+        filled[: len(found)] = found
+        return filled
+
+    made: Callable[..., jax.Array] = jax.make_array_from_callback
+    return made(shape, sharding, part)

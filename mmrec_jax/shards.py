@@ -1,0 +1,113 @@
+"""Arrays over the devices of a mesh, as a compiled step sees them: what lies where, and rows of other devices.
+
+A step is the program of one device, on the whole batch. What works on one item at a time is left to the partitioner;
+what needs other devices' rows is written down here, inside `jax.shard_map`, so that nothing but these rows moves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, Num
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The mesh of a step and what is split over it; static in compiled programs.
+
+    Attributes:
+        mesh: with Auto axes.
+        batch: axes of the mesh that users and items of a batch are split over.
+        rows: axes of the mesh that rows of the catalogue are split over.
+        negatives: `global` or `local`, see `parallel.ParallelConfig`.
+    """
+
+    mesh: Mesh
+    batch: tuple[str, ...] = ("data",)
+    rows: tuple[str, ...] = ("data", "model", "expert")
+    negatives: str = "global"
+
+    @property
+    def batch_parts(self) -> int:
+        """In how many parts the batch is split."""
+        return self._parts(self.batch)
+
+    @property
+    def row_parts(self) -> int:
+        """In how many parts the catalogue's rows are split."""
+        return self._parts(self.rows)
+
+    def _parts(self, axes: tuple[str, ...]) -> int:
+        return math.prod(self.mesh.shape[axis] for axis in axes)
+
+    @property
+    def whole(self) -> NamedSharding:
+        """Of arrays that every device has."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def split(self, axes: tuple[str, ...], length: int) -> NamedSharding:
+        """Of arrays whose first axis, of this length, is split over axes of the mesh; kept whole where the number of
+        devices does not divide it."""
+        return NamedSharding(self.mesh, PartitionSpec(axes if axes and length % self._parts(axes) == 0 else None))
+
+    def by_batch(self, tree: T) -> T:
+        """The tree with the first axis of each array split as the batch is; traceable."""
+        return jax.tree.map(
+            lambda leaf: lax.with_sharding_constraint(leaf, self.split(self.batch, leaf.shape[0])), tree
+        )
+
+    def map(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+        """The function on each device's own part: `jax.shard_map` over all axes of the mesh."""
+        return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
+
+    def traced(self) -> contextlib.AbstractContextManager:
+        """What is traced inside finds the mesh as `jax.sharding.get_abstract_mesh()`."""
+        return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+
+    def take(self, arrays: Sequence[Num[Array, "row ..."]], ids: Int[Array, " item"]) -> tuple[Array, ...]:
+        """``array[ids]`` of arrays that are split by rows, split as the batch is (whole where it cannot be).
+
+        Each device gathers the ids of those that it shares rows with, looks up the rows it has, and gets its own back
+        summed over the devices, of which one has the row: so the rows of the batch are all that moves. Differentiable.
+
+        Args:
+            arrays: of one number of rows, which the mesh divides.
+            ids: rows to look up.
+        """
+        if not arrays:
+            return ()
+        batch = self.batch if ids.shape[0] % self.batch_parts == 0 else ()
+        shared = tuple(axis for axis in batch if axis in self.rows)
+        others = tuple(axis for axis in self.rows if axis not in batch)
+
+        def looked_up(own: tuple[Array, ...], wanted: Array) -> tuple[Array, ...]:
+            every = lax.all_gather(wanted, shared, tiled=True) if shared else wanted
+            places = every - lax.axis_index(self.rows) * own[0].shape[0] if self.rows else every
+            inside = (places >= 0) & (places < own[0].shape[0])
+            # One past the end is filled with zeros; a negative index would count from the end.
+            places = jnp.where(inside, places, own[0].shape[0])
+            return tuple(self._summed(part.at[places].get(mode="fill", fill_value=0), shared, others) for part in own)
+
+        rows, out = PartitionSpec(self.rows or None), PartitionSpec(batch or None)
+        return self.map(looked_up, ((rows,) * len(arrays), out), (out,) * len(arrays))(tuple(arrays), ids)
+
+    @staticmethod
+    def _summed(found: Array, shared: tuple[str, ...], others: tuple[str, ...]) -> Array:
+        """Each device's share of the sum over the devices of the axes `shared`, summed over those of `others`."""
+        kind = found.dtype
+        found = found.astype(jnp.int8) if kind == jnp.bool_ else found
+        if shared:
+            found = lax.psum_scatter(found, shared, tiled=True)
+        if others:
+            found = lax.psum(found, others)
+        return found.astype(kind)

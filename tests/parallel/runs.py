@@ -1,0 +1,62 @@
+"""Runs of the small shop over a mesh, step by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmrec_jax import experiment
+from mmrec_jax.config import resolve
+from mmrec_jax.modes.run import Run, terminal
+from mmrec_jax.training.optimizers import build_optimizer
+from mmrec_jax.training.placement import OneDevice
+from mmrec_jax.training.step import TrainStep, fetch_window
+from mmrec_jax.training.trees import host_copy
+from tests.tiny_config import get_config
+
+ONE, MESHES = (1, 1, 1), ((8, 1, 1), (4, 2, 1), (2, 2, 2))
+
+
+def shop_run(shop: Path, workdir: Path, sizes: tuple[int, int, int], **values: Any) -> Run:
+    """A run with a mesh of these sizes; `values` are config keys with `__` for the dots."""
+    config = get_config(str(shop))
+    config.parallel.data, config.parallel.model, config.parallel.expert = sizes
+    config.user.dropout = 0.3
+    with config.unlocked():
+        for key, value in values.items():
+            config.update_from_flattened_dict({key.replace("__", "."): value})
+    return Run(resolve(config), workdir, terminal())
+
+
+@dataclass
+class Steps:
+    """What some steps gave: metrics of each, and the parameters after them."""
+
+    metrics: list[dict[str, float]]
+    params: dict
+
+
+def take_steps(run: Run, count: int) -> Steps:
+    """Steps from the beginning; an epoch has three, of which the last one is half padding."""
+    place = run.placement or OneDevice()
+    stream = experiment.training_stream(run.config, run.data, None, None, run.shards)
+    frozen = place.frozen(run.frozen)
+    params = jax.jit(run.task.init)(jax.random.key(0), frozen)
+    optimizer = build_optimizer(run.config.training, params, stream.batches_per_epoch)
+    step = TrainStep(run.task, optimizer, seed=0, gradient_norm=True, placement=place)
+    batches = list(stream.warmup_batches())
+    state = step.init(params, frozen, batches[0])
+    step.warm_up(state, frozen, batches)
+    metrics = []
+    for _ in range(count):
+        with jax.transfer_guard("disallow"):
+            state = step(state, frozen, place.batch(next(stream)))
+        state, sums, _ = fetch_window(state)
+        metrics.append({name: float(value) for name, value in sums.items() if np.ndim(value) == 0})
+    assert step.recompilations == 0
+    stream.close()
+    return Steps(metrics, host_copy(place.readable(state.params)))
