@@ -161,6 +161,8 @@ class Service:
         if not len(window):
             text = "no event is left by stream.user_core and stream.item_core: lower them, or give longer windows."
             raise BadWindow(window.name, text, arrival.digest)
+        if stream.context == "all" and window.events["user"].is_in(self._served.users.implode()).any():
+            return  # what a user did before is something to go by
         alone = Memory(stream)
         alone.add(window)
         rows = examples.rows(alone.events, np.asarray([1]), model.length, model.window, "window")
