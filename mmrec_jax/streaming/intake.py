@@ -230,7 +230,7 @@ class Intake:
             store.write(name, absent, nothing, np.full(len(absent), PENDING, np.uint8))
         extract(self.modalities, frame, media_root, self.store, tolerant)
         store.refresh()
-        return {name: store.status(name)[rows] == PRESENT for name in self.modalities}
+        return np.any([store.status(name)[store.rows(ids)] == PRESENT for name in self.modalities], axis=0)
 
 
 def _columns_of(modality: ModalityConfig) -> set[str]:

@@ -62,7 +62,7 @@ class Service:
     intake: Intake
     learner: Callable[[str, int], Learner]
     publish: Callable[[int, Params, str, Mapping[str, Any]], object]
-    note: Callable[[Reports], None]
+    note: Callable[[Reports], object]
     say: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep

@@ -18,6 +18,8 @@ FLAGS = [
         "fusion.kind": "add",
         "training.epochs": 1,
         "stream.user_core": 0,
+        "stream.valid_fraction": 0.4,
+        "stream.context": "all",
         "stream.validation": "user",
         "stream.valid_candidates": "seen",
         "service.settle_seconds": 0,
