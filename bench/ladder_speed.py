@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,13 +57,14 @@ def random_batch(rows: int, seed: int) -> SequenceBatch:
     padded[1 : len(items) + 1] = items
     told = np.zeros_like(padded)
     told[1 : len(items) + 1] = counts
-    return SequenceBatch(
-        items=padded,
-        counts=told,
-        positions=(positions.reshape(events.shape) + 1).astype(np.int32),
-        steps=np.arange(BATCH * LENGTH, dtype=np.int32),
-        users=np.arange(BATCH, dtype=np.int32),
-    )
+    leaves: dict[str, Any] = {
+        "items": padded,
+        "counts": told,
+        "positions": (positions.reshape(events.shape) + 1).astype(np.int32),
+        "steps": np.arange(BATCH * LENGTH, dtype=np.int32),
+        "users": np.arange(BATCH, dtype=np.int32),
+    }
+    return SequenceBatch(**leaves)
 
 
 def task_of(rows: int, width: int, capacity: int) -> SequentialRecommendation:
