@@ -252,7 +252,7 @@ def open_run(config: config_dict.ConfigDict | None, workdir: str | Path | None, 
     elif workdir is None:
         raise ConfigError("Name a config, such as --config=configs/crossan.py, or the --workdir of an earlier run.")
     else:
-        workdir = in_service(Path(workdir))
+        workdir = Path(workdir) if trains else in_service(Path(workdir))
         found = read_config(workdir)
         if found is None:
             raise ConfigError(f"{workdir} is no workdir of a run: it has no {CONFIG_FILE}. Name a --config.")
