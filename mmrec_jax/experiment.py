@@ -281,7 +281,7 @@ def training_stream(
         return stream
     from mmrec_jax.live import LiveStream
 
-    return LiveStream(stream, live, catalogue)
+    return LiveStream(stream, live, catalogue, groups)
 
 
 def _rows_of_group(config: RunConfig, prepared: PreparedData, shards: Shards | None) -> int:

@@ -23,8 +23,14 @@ class LiveStream:
     for it, and says so.
     """
 
-    def __init__(self, stream: TrainingStream, backbones: LiveBackbones, catalogue: LiveCatalogue):
+    def __init__(self, stream: TrainingStream, backbones: LiveBackbones, catalogue: LiveCatalogue, groups: int = 1):
         """Tries the stream's batches; its position stays as it is.
+
+        Args:
+            stream: batches without inputs.
+            backbones: the live ones.
+            catalogue: raw inputs of the items.
+            groups: of devices that rows are split over.
 
         Raises:
             ConfigError: no item has one of the modalities.
@@ -34,7 +40,7 @@ class LiveStream:
             raise ConfigError(f"methods.{lacking[0]}: no item has this modality: take it out of the config.")
         self._stream = stream
         self._layouts: dict[str, Layout] = {
-            name: part.layout(catalogue.inputs[name]) for name, part in backbones.backbones.items()
+            name: part.layout(catalogue.inputs[name], groups) for name, part in backbones.backbones.items()
         }
         self._most, self._largest = self._needs()
 

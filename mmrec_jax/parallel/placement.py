@@ -79,7 +79,11 @@ class MeshPlacement:
                 states.complete,
                 shards,
             )
-        return replace(frozen, states=states, log_popularity=split(frozen.log_popularity), rows=rows)
+        live = frozen.live
+        if live is not None:
+            whole = jax.tree.map(lambda leaf: placed(leaf, shards.whole), live.backbones)
+            live = replace(live, backbones=whole)
+        return replace(frozen, states=states, log_popularity=split(frozen.log_popularity), rows=rows, live=live)
 
     def batch(self, batch: Any) -> Any:
         """Users, steps and items of a batch, each split along its first axis."""
