@@ -51,7 +51,7 @@ def test_states_extracted_over_eight_devices_are_those_of_one(shop, tmp_path):
     for number, sizes in enumerate([(1, 1, 1), (8, 1, 1)]):
         config = get_config(str(shop))
         config.parallel.data, config.parallel.model, config.parallel.expert = sizes
-        config.extraction.batch_size = 8
+        config.extraction.text_batch = config.extraction.image_batch = 4
         run = Run(resolve(config), tmp_path / str(number), terminal())
         stores.append(run.table)
     for one, many in zip(*(jax.tree.leaves(table.values) for table in stores), strict=True):
