@@ -17,6 +17,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -69,7 +70,7 @@ def main() -> None:
     shards = Shards(make_mesh(ParallelConfig()))
     filled = -(-rows // shards.row_parts) * shards.row_parts
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         start, stop, _ = index[0].indices(filled)
         return block(start, stop, width)
 

@@ -10,7 +10,7 @@ each user's last events validate, all events are targets and histories reach bac
 paper's protocol as it is.
 
 Arguments, joined by commas:
-    smoke                       three windows, one epoch of a shrunken model, to see that everything works
+    smoke                       three windows of the best ratings, one epoch of a shrunken model, to see that it works
     paper                       the paper's protocol: last event of each user, its own window as history
     without_expansion           one expert a rung, pruned never since it is the last
     without_pruning             experts are added only
@@ -100,6 +100,7 @@ def get_config(argument: str = ""):
         config.training.eval_from = 6
         config.training.patience = 5
     if "smoke" in chosen:
+        config.data.min_rating = 5.0
         config.stream.windows = 3
         config.training.epochs = 1
         config.model.width = 16

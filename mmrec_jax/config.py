@@ -26,6 +26,7 @@ from mmrec_jax.evaluation.config import EvaluationConfig
 from mmrec_jax.fusion import FusionConfig
 from mmrec_jax.objectives import ObjectiveConfig
 from mmrec_jax.parallel.config import ParallelConfig
+from mmrec_jax.planning.config import PlanConfig
 from mmrec_jax.streaming.config import StreamConfig
 from mmrec_jax.streaming.service_config import ServiceConfig
 from mmrec_jax.systems import registry
@@ -70,6 +71,7 @@ class RunConfig:
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     methods: dict[str, MethodConfig] = dataclasses.field(default_factory=dict)
     stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
+    plan: PlanConfig = dataclasses.field(default_factory=PlanConfig)
     service: ServiceConfig = dataclasses.field(default_factory=ServiceConfig)
     store: str = ""
     prepared: str = ""
@@ -151,6 +153,7 @@ SECTIONS: dict[str, type] = {
     "evaluation": EvaluationConfig,
     "parallel": ParallelConfig,
     "stream": StreamConfig,
+    "plan": PlanConfig,
     "service": ServiceConfig,
 }
 

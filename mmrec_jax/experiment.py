@@ -279,12 +279,20 @@ def training_stream(
         epochs=config.training.epochs,
         size_multiple=math.lcm(16, groups),
         groups=groups,
+        group_rows=_rows_of_group(config, prepared, shards),
     )
     if live is None or catalogue is None:
         return stream
     from mmrec_jax.live import LiveStream
 
     return LiveStream(stream, live, catalogue, groups)
+
+
+def _rows_of_group(config: RunConfig, prepared: PreparedData, shards: Shards | None) -> int:
+    """Catalogue rows that the devices of each group have; 0 where a batch's items need not be with them."""
+    if shards is None or shards.encode != "own" or config.objective.candidates != "batch":
+        return 0
+    return shards.rows_of_part(prepared.num_items + 1)
 
 
 def description(

@@ -9,6 +9,8 @@ Modes:
   inspect    says what a data directory, prepared data, store, checkpoint or workdir at --path holds
   compare    trains several methods with several seeds, each in a process of its own, and writes one table of accuracy
              and cost: --config=configs/compare.py, or --configs=A.py,B.py --seeds=0,1,2
+  plan       tells without devices or data what training, evaluation and extraction need of --topology (v5e:16x16,
+             h100:1x8x8, cpu:8), whether it fits, and how fast it will be
   stream     cuts the log into windows, trains on each and tests on the next: --config=configs/xsmoe.py; the same
              command again goes on where it was stopped
   ab         compares the finished runs in --a and --b user by user
@@ -29,8 +31,8 @@ from absl import logging as absl_logging
 from mmrec_jax.config_files import config_path, define_config, parse_flags
 from mmrec_jax.errors import ConfigError, Preempted, UserError
 
-MODES = ("train", "extract", "evaluate", "recommend", "inspect", "compare", "ab", "stream")
-ONLY = {"compare": ("configs", "seeds", "baseline", "jobs"), "ab": ("a", "b")}
+MODES = ("train", "extract", "evaluate", "recommend", "inspect", "compare", "plan", "ab", "stream")
+ONLY = {"compare": ("configs", "seeds", "baseline", "jobs"), "ab": ("a", "b"), "plan": ("topology",)}
 """Flags that would be passed over in silence by other modes, such as seeds that are not trained with."""
 MISTAKE, INTERRUPTED = 2, 130  # exit codes
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -61,6 +63,7 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     own(flags.DEFINE_list, "seeds", [], "compare: seeds. Default: those of the comparison's config, else 0.")
     own(flags.DEFINE_string, "baseline", None, "compare: method that the others are compared with. Default: the first.")
     own(flags.DEFINE_integer, "jobs", None, "compare: runs at a time. Default: one, which times them rightly.")
+    own(flags.DEFINE_string, "topology", None, "plan: chips to plan for, CHIP:SHAPE, such as v5e:16x16.")
     own(flags.DEFINE_string, "a", None, "ab: workdir of a finished run.")
     own(flags.DEFINE_string, "b", None, "ab: workdir of the run that it is compared with.")
     return values
@@ -126,6 +129,9 @@ def _run(values: flags.FlagValues, argv: Sequence[str]) -> None:
         return
     if chosen == "inspect":
         modes.inspect(values.path or values.workdir, values.config)
+        return
+    if chosen == "plan":
+        modes.plan(values.config, values.topology, values.workdir, " ".join(["python -m mmrec_jax.main", *argv[1:]]))
         return
     with REQUEST.heard():
         _run_mode(values, chosen)

@@ -36,6 +36,7 @@ FREE = (
     "parallel.model",
     "parallel.expert",
     "parallel.rules",
+    "plan.*",
     "service.*",
     "training.epochs",
     "training.patience",

@@ -84,6 +84,7 @@ class Learner:
     _sizes: Sequence[tuple[int, int]] = field(init=False, default=())
     _pairs: int = field(init=False, default=1)
     _validation: tuple[Examples, Bool[np.ndarray, " row"]] | None = field(init=False, default=None)
+    _windows: list[Window] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         for key in ("methods", "warm_start"):
@@ -104,12 +105,27 @@ class Learner:
 
     def observe(self, window: Window) -> None:
         """Takes a window in: its events, users and items."""
+        if not self._windows:
+            self.memory = Memory(self.config.stream, window.number)
+        self._windows.append(window)
         added = self.memory.add(window)
         if self._table is not None:
             self._table.add(added)
             self.capacity = self._table.capacity
         while self.memory.num_items > self.capacity:
             self.capacity *= 2
+
+    def forget(self, oldest: int) -> None:
+        """Forgets windows before one, and users and items that only they had; others get numbers anew, as if the stream
+        had begun there."""
+        kept = [window for window in self._windows if window.number >= oldest]
+        if len(kept) == len(self._windows):
+            return
+        self._windows = []
+        if self.states is not None:
+            self._table = PaddedTable(self.states, self.capacity)
+        for window in kept:
+            self.observe(window)
 
     @property
     def rows(self) -> int:

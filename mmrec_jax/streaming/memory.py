@@ -48,17 +48,17 @@ class Memory:
 
     Attributes:
         item_ids, user_ids: by number; item i is catalogue row i + 1.
+        first: number of the first window.
         sizes: events of each window.
-        items_after: how many items were known after each window.
     """
 
-    def __init__(self, config: StreamConfig) -> None:
+    def __init__(self, config: StreamConfig, first: int = 1) -> None:
         self._config = config
+        self.first = first
         self._rows: dict[str, int] = {}
         self._numbers: dict[str, int] = {}
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.sizes: list[int] = []
-        self.items_after: list[int] = []
 
     @property
     def item_ids(self) -> list[str]:
@@ -85,7 +85,6 @@ class Memory:
         users = _numbered(self._numbers, window.events["user"], first=0)
         self._parts.append((users, items, _validating(users, self._config)))
         self.sizes.append(len(window))
-        self.items_after.append(self.num_items)
         self.__dict__.pop("events", None)
         return self.item_ids[before:]
 
@@ -93,7 +92,7 @@ class Memory:
     def events(self) -> Events:
         """All events so far."""
         users, items, valid = (np.concatenate(parts) for parts in zip(*self._parts, strict=True))
-        windows = np.repeat(np.arange(1, len(self._parts) + 1, dtype=np.int32), self.sizes)
+        windows = np.repeat(np.arange(len(self._parts), dtype=np.int32) + self.first, self.sizes)
         order = np.argsort(users, kind="stable")  # windows come in order of time, and so do their events
         users, items, windows, valid = users[order], items[order], windows[order], valid[order]
         begins = np.flatnonzero(np.diff(users, prepend=-1) | np.diff(windows, prepend=-1))

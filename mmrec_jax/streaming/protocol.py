@@ -71,22 +71,28 @@ class StreamRun:
         assert self._params is not None, "no window was trained yet"
         return self._params
 
+    @params.setter
+    def params(self, params: Params) -> None:
+        """Puts others in their place, between two windows."""
+        self._params = params
+
     def close(self) -> None:
         """Releases the workdir."""
         self._checkpoints.close()
 
-    def run(self, windows: Iterable[Window], last: int | None = None) -> list[dict[str, Any]]:
+    def run(self, windows: Iterable[Window], last: int | None = None, first: int = 1) -> list[dict[str, Any]]:
         """Lives through the windows; those that a checkpoint is of already are only remembered.
 
         Args:
-            windows: from the first on, in order; may be endless.
+            windows: in order; may be endless.
             last: number of the last window, which is tested on only unless `stream.train_last`; None trains on all.
+            first: number of the first of them: later than 1 where older ones are forgotten.
 
         Returns:
             A report a trained window.
         """
         compiled = process_counter()
-        for window in numbered(iter(windows)):
+        for window in numbered(iter(windows), first):
             self.state.check(window)
             known = self.learner.memory.num_items
             self.learner.observe(window)
@@ -119,6 +125,7 @@ class StreamRun:
 
     def _train(self, window: Window) -> None:
         memory, learner, grows = self.learner.memory, self._stream.learner, self._stream.learner in LIVING
+        self._say(f"\nwindow {window.number}: {len(window):,} events, {self._new_items:,} new items")
         report: dict[str, Any] = {
             "window": window.number,
             "name": window.name,
@@ -152,6 +159,8 @@ class StreamRun:
             return
         self.report["test"] = {"window": window.number, **_facts(result)}
         self._write_ranks(result, window.number)
+        shown = ", ".join(f"{name} {100 * value:.2f}%" for name, value in self.report["test"]["metrics"].items())
+        self._say(f"tested on window {window.number}: {shown}")
         self.report["held_out"] = {}
         for earlier in range(max(1, window.number - self._stream.forgetting), window.number):
             if (found := self.learner.held_out(scorer, earlier)) is not None:

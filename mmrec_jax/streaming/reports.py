@@ -114,14 +114,14 @@ def as_csv(reports: Reports) -> str:
 
 
 def table(reports: Reports, title: str) -> Table:
-    """The windows side by side: new items, what training took, experts of all rungs and how many were then pruned and
-    added, the users tested on the next window with their metrics in percent, and the means."""
+    """The windows side by side: new items, seconds of training, experts of all rungs and how many were then pruned and
+    added, metrics on the next window in percent, and their means."""
     from rich.table import Table
 
     names = list(dict.fromkeys(name for r in reports for name in r.get("test", {}).get("metrics", {})))[:4]
     names = sorted(names, key=lambda name: (not name.startswith("HR"), int(name.partition("@")[2])))
     grid = Table(title=title)
-    columns = ["window", "new", "epochs", "s", "experts", "-/+", "users", *names]
+    columns = ["window", "new", "s", "experts", "-/+", *names]
     for column in columns:
         grid.add_column(column, justify="right")
     for report in reports:
@@ -130,11 +130,9 @@ def table(reports: Reports, title: str) -> Table:
         grid.add_row(
             str(report["window"]),
             f"{report['new_items']:,}",
-            str(report["training"]["epochs"]),
             f"{report['training']['seconds']:.1f}",
             str(sum(experts)) if experts else "",
             f"{len(report['pruned'])}/{len(report['born'])}",
-            str(test.get("users", "")),
             *(f"{100 * test['metrics'][name]:.2f}" if test.get("examples") else "" for name in names),
         )
     means = _means([report["test"]["metrics"] for report in reports if report.get("test", {}).get("examples")])

@@ -253,6 +253,7 @@ class SequentialRecommendation:
             every = jnp.arange(frozen.log_popularity.shape[0], dtype=jnp.int32)
             candidates, positions = jnp.where(every <= num_items, every, 0), batch.items[batch.positions]
         shards = self.shards
+        states, popularity = self._of_candidates(frozen, candidates)
         at_steps: Callable = _at_steps
         if shards is not None:
             split = PartitionSpec(shards.batch)
@@ -266,8 +267,8 @@ class SequentialRecommendation:
             read=read,
             targets=targets,
             rows=rows,
-            items=self._read(frozen, candidates),
-            log_popularity=self._log_popularity(frozen, candidates),
+            items=self.item_encoder.given(states, candidates),
+            log_popularity=popularity,
             num_items=num_items,
         )
 
@@ -276,18 +277,18 @@ class SequentialRecommendation:
         """Whether all of the catalogue is scored, each row where it lies."""
         return self.shards is not None and self.objective.candidates == "catalogue"
 
-    def _read(self, frozen: SequentialFrozen, candidates: Int[Array, " candidate"]) -> Any:
-        """What the item encoder reads of the candidates."""
-        if not self._by_rows:
-            return self.item_encoder.inputs(frozen, candidates)
-        return self.item_encoder.given(None if frozen.states is None else frozen.states.whole(), candidates)
-
-    def _log_popularity(self, frozen: SequentialFrozen, candidates) -> Float[Array, " candidate"]:
+    def _of_candidates(
+        self, frozen: SequentialFrozen, candidates: Int[Array, " candidate"]
+    ) -> tuple[HiddenStates | None, Float[Array, " candidate"]]:
+        """Their hidden states, and the log of their share of the events."""
+        states, popularity, shards = frozen.states, frozen.log_popularity, self.shards
         if self._by_rows:
-            return frozen.log_popularity
-        if self.shards is not None:
-            return self.shards.take((frozen.log_popularity,), candidates)[0]
-        return frozen.log_popularity[candidates]
+            return None if states is None else states.whole(), popularity
+        own = shards is not None and shards.encode == "own" and self.objective.candidates == "batch"
+        read = None if states is None else states.rows(candidates, own)
+        if shards is None:
+            return read, popularity[candidates]
+        return read, shards.take((popularity,), candidates, own)[0]
 
     def loss(
         self, params: Params, frozen: SequentialFrozen, inputs: SequentialInputs, rng: Array
@@ -372,11 +373,16 @@ class SequentialRecommendation:
         """The same of a batch that is split: every device has the vectors of all candidates and its own users."""
         shards = self.shards
         assert shards is not None
-        total_rows = inputs.positions.shape[0]
+        total_rows, divides = inputs.positions.shape[0], vectors.shape[0] % shards.batch_parts == 0
 
         def summed(params, vectors, inputs, key):
-            # From here on they are each device's own: their gradients are summed once, at this place.
-            params, vectors = lax.pcast((params, vectors), shards.batch, to="varying")
+            # From here on they are each device's own: their gradients are summed once, at this place, and each device
+            # gets those of the vectors that it encoded.
+            if divides:
+                vectors = lax.all_gather(vectors, shards.batch, tiled=True)
+                params = lax.pcast(params, shards.batch, to="varying")
+            else:
+                params, vectors = lax.pcast((params, vectors), shards.batch, to="varying")
             own = inputs.positions.shape[0]
             part = BatchPart(lax.axis_index(shards.batch) * own, total_rows)
             if shards.negatives == "local" and self.objective.candidates == "batch":
@@ -387,7 +393,8 @@ class SequentialRecommendation:
         specs = jax.tree.map(lambda _: split, inputs)
         batch = replace(specs.batch, items=whole, counts=whole)
         specs = replace(specs, batch=batch, candidates=whole, log_popularity=whole)
-        return shards.map(summed, (whole, whole, specs, whole), (whole, whole))(params, vectors, inputs, key)
+        given = split if divides else whole
+        return shards.map(summed, (whole, given, specs, whole), (whole, whole))(params, vectors, inputs, key)
 
     def _with_live_states(self, params, frozen, inputs: SequentialInputs, rng) -> Any:
         """What the item encoder reads, with the states that backbones give in the step."""
