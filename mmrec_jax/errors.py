@@ -58,4 +58,13 @@ class PlanningError(UserError):
 
 
 class Preempted(BaseException):
-    """The run was told to end (SIGTERM) and did. Nobody's mistake, and passed through by whoever handles those."""
+    """The run was told to end (SIGTERM) and did. Nobody's mistake, and passed through by whoever handles those.
+
+    Args:
+        where: it ended, for the message.
+        at_boundary: whether it was at a step boundary, as all processes of the run do at the same one.
+    """
+
+    def __init__(self, where: str, at_boundary: bool = False):
+        super().__init__(where)
+        self.at_boundary = at_boundary

@@ -15,6 +15,11 @@ Modes:
              command again goes on where it was stopped
   ab         compares the finished runs in --a and --b user by user
 
+Several processes are one run where --coordinator, --processes and --process say so, or the launcher does in their
+environment (TPU pods, SLURM, Open MPI, Kubernetes): docs/launching.md. Exit codes: 0 done, 2 a mistake in the config,
+data or flags, 69 another process was lost, 75 ended by SIGTERM with everything saved, 130 by Ctrl-C; after 69, 75 and
+130 the same command goes on.
+
 Any value of the config can be set: --config.training.epochs=5. A finished --workdir knows its config: the modes
 other than train and compare need no --config then.
 """
@@ -22,20 +27,26 @@ other than train and compare need no --config then.
 from __future__ import annotations
 
 import io
+import os
 import sys
+import threading
+import traceback
 from collections.abc import Sequence
 
 from absl import flags
 from absl import logging as absl_logging
 
 from mmrec_jax.config_files import config_path, define_config, parse_flags
-from mmrec_jax.errors import ConfigError, Preempted, UserError
+from mmrec_jax.errors import ConfigError, HostError, Preempted, UserError
 
 MODES = ("train", "extract", "evaluate", "recommend", "inspect", "compare", "plan", "ab", "stream")
 ONLY = {"compare": ("configs", "seeds", "baseline", "jobs"), "ab": ("a", "b"), "plan": ("topology",)}
 """Flags that would be passed over in silence by other modes, such as seeds that are not trained with."""
 MISTAKE, INTERRUPTED = 2, 130  # exit codes
-PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
+LOST, PREEMPTED = 69, 75  # EX_UNAVAILABLE and EX_TEMPFAIL of sysexits.h
+DISTRIBUTED = ("train", "extract", "evaluate")
+"""Modes that several processes work on together."""
+_APART = threading.Event()  # set while JAX's own way out would wait for processes that may be gone
 
 
 def define_flags(argv: Sequence[str]) -> flags.FlagValues:
@@ -66,6 +77,9 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     own(flags.DEFINE_string, "topology", None, "plan: chips to plan for, CHIP:SHAPE, such as v5e:16x16.")
     own(flags.DEFINE_string, "a", None, "ab: workdir of a finished run.")
     own(flags.DEFINE_string, "b", None, "ab: workdir of the run that it is compared with.")
+    own(flags.DEFINE_string, "coordinator", None, "HOST:PORT of process 0; heartbeats take the port after it.")
+    own(flags.DEFINE_integer, "processes", None, "How many processes make this run; 1 asks no launcher.")
+    own(flags.DEFINE_integer, "process", None, "Which of them this one is, from 0.")
     return values
 
 
@@ -81,8 +95,7 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
 
 
 def command(argv: Sequence[str]) -> int:
-    """Runs a command line; returns 0, or, with a message, 2 after a mistake of the user's, 75 after SIGTERM and 130
-    after Ctrl-C."""
+    """Runs a command line; returns the exit code, which is 0 where nothing was said on standard error."""
     flags.FLAGS.mark_as_parsed()  # absl's own, which its logging waits for
     absl_logging.use_absl_handler()
     absl_logging.set_verbosity(absl_logging.WARNING)
@@ -91,6 +104,9 @@ def command(argv: Sequence[str]) -> int:
             print(_help())
             return 0
         _run(parse(argv), argv)
+    except HostError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return LOST
     except UserError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return MISTAKE
@@ -105,12 +121,20 @@ def command(argv: Sequence[str]) -> int:
 
 def _run(values: flags.FlagValues, argv: Sequence[str]) -> None:
     from mmrec_jax import modes
+    from mmrec_jax.parallel.config import ParallelConfig
     from mmrec_jax.parallel.preemption import REQUEST
+    from mmrec_jax.parallel.start import check_mode, find_group, joined
 
     chosen = values.mode or (values.config or {}).get("mode", "train")
     for mode, names in ONLY.items():
         if given := [name for name in names if mode != chosen and values[name].present]:
             raise ConfigError(f"--{given[0]} is read by --mode={mode} only, and the mode is {chosen}.")
+    group = find_group(os.environ, values.coordinator, values.processes, values.process)
+    check_mode(group, chosen, DISTRIBUTED)
+    if values.processes == 1:
+        os.environ["JAX_NUM_PROCESSES"] = "1"  # for the processes of a comparison
+    timeout = values.config.parallel.timeout_seconds if "parallel" in (values.config or {}) else None
+    timeout = timeout or ParallelConfig.timeout_seconds
     if chosen == "compare":
         modes.compare(
             values.config,
@@ -133,7 +157,7 @@ def _run(values: flags.FlagValues, argv: Sequence[str]) -> None:
     if chosen == "plan":
         modes.plan(values.config, values.topology, values.workdir, " ".join(["python -m mmrec_jax.main", *argv[1:]]))
         return
-    with REQUEST.heard():
+    with REQUEST.heard(), joined(group, timeout, argv, _APART):
         _run_mode(values, chosen)
 
 
@@ -170,7 +194,18 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # titles may hold what the terminal cannot show
-    sys.exit(command(sys.argv))
+    try:
+        code = command(sys.argv)
+    except Exception:
+        if not _APART.is_set():
+            raise
+        traceback.print_exc()
+        code = 1
+    if _APART.is_set():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

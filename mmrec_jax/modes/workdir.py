@@ -36,6 +36,7 @@ FREE = (
     "parallel.model",
     "parallel.expert",
     "parallel.rules",
+    "parallel.timeout_seconds",
     "plan.*",
     "service.*",
     "training.epochs",

@@ -39,6 +39,8 @@ class ParallelConfig:
             next to each other.
         negatives: `global` (the whole step's items, as on one device) or `local` (those of the users on the same
             device along `batch`).
+        timeout_seconds: of several processes, how long one may be late at the start or silent later on before it
+            counts as lost, which ends the others.
     """
 
     data: int = -1
@@ -47,6 +49,7 @@ class ParallelConfig:
     rules: tuple[tuple[str, str], ...] = ()
     negatives: str = "global"
     encode: str = "equal"
+    timeout_seconds: float = 300.0
 
     def __post_init__(self):
         sizes = self.sizes
@@ -66,6 +69,8 @@ class ParallelConfig:
                 f"parallel.encode='own': rows over {self.axes('rows')} must begin with the axes of the batch, "
                 f"{self.axes('batch')}, so that every part of a batch has rows of its own."
             )
+        if not self.timeout_seconds > 0:
+            raise ConfigError(f"parallel.timeout_seconds={self.timeout_seconds}: give a number of seconds above 0.")
         for logical, axes in self.rules:
             unknown = [axis for axis in _parts(axes) if axis not in AXES]
             if logical not in LOGICAL or unknown:

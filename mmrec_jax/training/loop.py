@@ -290,7 +290,9 @@ class _Run:
             # taken.
             self._save()
             if self.stopped:
-                raise Preempted(f"after step {self.position.step}, which is saved in {self.checkpoints.directory}")
+                raise Preempted(
+                    f"after step {self.position.step}, which is saved in {self.checkpoints.directory}", True
+                )
 
     def _advance(self) -> None:
         """Takes steps up to the next checkpoint, with one batch of look-ahead on its way to the device."""

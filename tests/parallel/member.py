@@ -1,0 +1,67 @@
+"""A process of a small run: meets the others, takes steps with a collective in each, and parts from them.
+
+python member.py COUNT INDEX PORT TIMEOUT STEPS [MISHAP]
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+
+from mmrec_jax.errors import ConfigError, HostError, Preempted
+from mmrec_jax.parallel.environment import from_flags
+from mmrec_jax.parallel.preemption import REQUEST
+from mmrec_jax.parallel.start import joined
+
+
+def main(count: int, index: int, port: str, timeout: float, steps: int, mishap: str = "") -> int:
+    apart, taken = threading.Event(), 0
+    group = from_flags(f"127.0.0.1:{port}", count, index)
+    argv = ["member", "--flag=other" if mishap == "flags" else "--flag=same"]
+    try:
+        with REQUEST.heard(), joined(group, timeout, argv, apart):
+            import jax
+            import numpy as np
+            from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+            mesh = jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,))
+            split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+            add = jax.jit(lambda x: x.sum(), out_shardings=whole)
+            with REQUEST.at_boundaries():
+                for step in range(steps):
+                    time.sleep(0.003 * (index + 1))
+                    total = add(jax.make_array_from_process_local_data(split, np.full((1,), step, np.float32)))
+                    assert float(total) == count * step
+                    taken = step + 1
+                    if step == 3:
+                        print("stepping", flush=True)
+                    if step == 10 and mishap == "mistake":
+                        raise ConfigError("a mistake of one")
+                    if step == 10 and mishap == "hang":
+                        os.kill(os.getpid(), signal.SIGSTOP)
+                    if REQUEST.boundary():
+                        raise Preempted("here", at_boundary=True)
+            code = 0
+    except Preempted:
+        code = 75
+    except ConfigError:
+        code = 2
+    except ValueError as error:  # as a collective fails that has lost a process
+        print(error, file=sys.stderr)
+        code = 1
+    except HostError as error:
+        print(f"HostError: {error}", file=sys.stderr)
+        code = 69
+    print(f"taken {taken}", flush=True)
+    sys.stderr.flush()
+    if apart.is_set():
+        os._exit(code)
+    return code
+
+
+if __name__ == "__main__":
+    numbers = sys.argv[1:]
+    sys.exit(main(int(numbers[0]), int(numbers[1]), numbers[2], float(numbers[3]), int(numbers[4]), *numbers[5:]))
