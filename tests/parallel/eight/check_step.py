@@ -78,7 +78,8 @@ def test_a_full_softmax_leaves_the_catalogue_where_it_is(sizes):
     found = compiled(*map(jax.device_put, (users, vectors), places))
     np.testing.assert_allclose(found[0], expected[0], rtol=RELATIVE)
     for one, many in zip(expected[1], found[1], strict=True):
-        np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-5)  # sums of 4,096 terms
+        # An entry is a sum of many terms, some as large as the largest entry.
+        np.testing.assert_allclose(many, one, rtol=1e-4, atol=2e-6 * np.abs(one).max())
     for kind, shapes in collectives(compiled.as_text()):
         assert all(int(np.prod(shape)) <= steps * width for shape in shapes), (kind, shapes)
 
