@@ -131,9 +131,13 @@ class PooledEncoder:
                 channel] of videos, or sound [time *bin]. Those of equal shapes are taken batch by batch.
             params: of the encoder; None is the backbone's own.
         """
-        if params is None:
-            self._own = self._over(self.backbone.params) if self._own is None else self._own
-        finished, used = [], self._own if params is None else self._over(params)
+        if params is not None:
+            used = self._over(params)
+        elif self._own is not None:
+            used = self._own
+        else:
+            used = self._own = self._over(self.backbone.params)
+        finished = []
         for rows, places, batch in self._batches(self._timed(inputs)):
             self._running.append((rows, places, self._threads.submit(self._compute, used, batch)))
             # One batch is prepared while two are computed; more at once would only take memory.
