@@ -24,13 +24,8 @@ class LiveStream:
     """
 
     def __init__(self, stream: TrainingStream, backbones: LiveBackbones, catalogue: LiveCatalogue, groups: int = 1):
-        """Tries the stream's batches; its position stays as it is.
-
-        Args:
-            stream: batches without inputs.
-            backbones: the live ones.
-            catalogue: raw inputs of the items.
-            groups: of devices that rows are split over.
+        """Tries the stream's batches; its position stays as it is. `groups` divides the rows of each part: over so many
+        devices they are split.
 
         Raises:
             ConfigError: no item has one of the modalities.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from mmrec_jax import experiment
-from mmrec_jax.config import method, resolve
+from mmrec_jax.config import resolve
 from mmrec_jax.modes.run import Run, terminal
 from mmrec_jax.training.optimizers import build_optimizer
 from mmrec_jax.training.placement import OneDevice
@@ -21,13 +21,9 @@ from tests.tiny_config import get_config
 ONE, MESHES = (1, 1, 1), ((8, 1, 1), (4, 2, 1), (2, 2, 2))
 
 
-def shop_run(
-    shop: Path, workdir: Path, sizes: tuple[int, int, int], methods: dict[str, dict] | None = None, **values: Any
-) -> Run:
+def shop_run(shop: Path, workdir: Path, sizes: tuple[int, int, int], **values: Any) -> Run:
     """A run with a mesh of these sizes; `values` are config keys with `__` for the dots."""
     config = get_config(str(shop))
-    for name, settings in (methods or {}).items():
-        config.methods[name] = method(**settings)
     config.parallel.data, config.parallel.model, config.parallel.expert = sizes
     config.user.dropout = 0.3
     with config.unlocked():
@@ -50,8 +46,6 @@ def take_steps(run: Run, count: int) -> Steps:
     stream = experiment.training_stream(run.config, run.data, run.live, run.live_catalogue, run.shards)
     frozen = place.frozen(run.frozen)
     params = jax.jit(run.task.init)(jax.random.key(0), frozen)
-    if frozen.live is not None:
-        frozen = replace(frozen, live=frozen.live.begun())
     optimizer = build_optimizer(run.config.training, params, stream.batches_per_epoch)
     step = TrainStep(run.task, optimizer, seed=0, gradient_norm=True, placement=place)
     batches = list(stream.warmup_batches())

@@ -1,4 +1,4 @@
-"""Backbones in the step over a mesh: the numbers of one device, and each device encodes its own rows."""
+"""Backbones in the step over a mesh, and the extraction of hidden states over its devices."""
 
 from __future__ import annotations
 
@@ -7,40 +7,75 @@ import numpy as np
 import pytest
 
 from mmrec_jax.adapters.embedded import join
-from tests.parallel.runs import ONE, shop_run, take_steps
+from mmrec_jax.config import method, resolve
+from mmrec_jax.modes.run import Run, terminal
+from mmrec_jax.training.trees import named_leaves
+from tests.parallel.runs import measured
+from tests.tiny_config import get_config
 
-METHODS = {"words": {"kind": "lora", "rank": 2, "chunk": 2}}
-VALUES = {"training__epochs": 2, "modalities__words__layers": (0, 2)}
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
+LORA = {"kind": "lora", "rank": 2, "dropout": 0.0, "chunk": 2}
 
 
-def test_steps_with_a_live_backbone_in_lots_agree(shop, workdir):
-    expected = take_steps(shop_run(shop, workdir, ONE, METHODS, **VALUES), 3)
-    found = take_steps(shop_run(shop, workdir, (4, 2, 1), METHODS, **VALUES), 3)
-    for number, (one, many) in enumerate(zip(expected.metrics, found.metrics, strict=True)):
-        assert many == pytest.approx(one, rel=1e-5), number  # the issue's bound
-    # Adam's division, see check_step.py
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=3e-5), found.params, expected.params)
+def live_run(shop, workdir, sizes, rules=(), **settings) -> Run:
+    """The shop's texts by a backbone in the step."""
+    config = get_config(f"{shop},words")
+    config.methods.words = method(**settings)
+    config.parallel.data, config.parallel.model, config.parallel.expert = sizes
+    config.parallel.rules = rules
+    return Run(resolve(config), workdir, terminal())
 
 
-def test_no_row_of_a_lot_leaves_its_device(shop, workdir):
-    run = shop_run(shop, workdir, (8, 1, 1), METHODS, **VALUES)
-    part = run.live.backbones["words"]
-    inputs = run.live_catalogue.inputs["words"]
+@pytest.mark.parametrize(
+    ("sizes", "rules", "settings"),
+    [
+        ((4, 2, 1), (), LORA),  # tensor-parallel
+        ((8, 1, 1), (("embed", "data"),), {"kind": "full"}),  # fully sharded, the trained weights and their moments too
+    ],
+)
+def test_steps_and_evaluation_with_a_backbone_over_the_mesh_agree(shop, tmp_path, sizes, rules, settings):
+    expected = measured(live_run(shop, tmp_path, (1, 1, 1), **settings))
+    run = live_run(shop, tmp_path, sizes, rules, **settings)
+    found = measured(run)
+    for one, many in zip(expected["steps"], found["steps"], strict=True):
+        assert many == pytest.approx(one, rel=1e-5)  # the issue's bound
+    assert found["test"] == pytest.approx(expected["test"], rel=1e-5)
+    weights = named_leaves(run.placement.frozen(run.frozen).live.backbones)
+    trained = run.task.init(jax.random.key(0), run.frozen)
+    state = named_leaves(run.placement.state({"mu": trained, "params": trained}))
+    split = {name: leaf for name, leaf in {**weights, **state}.items() if not leaf.sharding.is_fully_replicated}
+    assert any("query/dense/kernel" in name for name in split)
+    assert {n for n in split if n.startswith("mu/")} == {n.replace("params/", "mu/") for n in split if "params/" in n}
+
+
+def test_the_lots_of_a_step_have_rows_of_every_device_and_none_leaves_its_own(shop, tmp_path):
+    run = live_run(shop, tmp_path, (8, 1, 1), **LORA)
+    part, inputs = run.live.backbones["words"], run.live_catalogue.inputs["words"]
     layout = part.layout(inputs, run.shards.batch_parts)
     rows = np.tile(np.arange(1, len(inputs.present), dtype=np.int32), 4)
-    batch = layout.batch(rows, layout.sizes(layout.needed(rows)))
-    (block,) = [block for block in batch.parts if jax.tree.leaves(block)[0].shape[0] > 2 * 8][:1]
-    params = run.placement.frozen(run.frozen).live.backbones["words"]
+    batch = run.placement.batch(layout.batch(rows, layout.sizes(layout.needed(rows))))
+    block = max(batch.parts, key=lambda part: part.ids.shape[0])
+    assert block.ids.shape[0] % (2 * LORA["chunk"] * run.shards.batch_parts) == 0
+
+    @jax.jit
+    def encoded(params, block):
+        return part._encoded(params, block, None, run.shards)
+
+    own = run.placement.frozen(run.frozen).live.backbones["words"]
     trained = run.placement.state(part.init(jax.random.key(0), part.start))
+    text = encoded.lower(join(trained, own), block).compile().as_text()
+    assert "while" in text
+    assert not [kind for kind in ("all-gather", "all-to-all", "all-reduce", "collective-permute") if kind in text]
 
-    def encoded(trained, params, block):
-        return part._encoded(join(trained, params), block, None, run.shards)
 
-    text = jax.jit(encoded).lower(trained, params, run.placement.batch(block)).compile().as_text()
-    assert "while" in text  # in lots
-    assert not [name for name in ("all-gather", "all-to-all", "all-reduce", "collective-permute") if name in text]
+def test_states_extracted_over_eight_devices_are_those_of_one(shop, tmp_path):
+    stores = []
+    for number, sizes in enumerate([(1, 1, 1), (8, 1, 1)]):
+        config = get_config(str(shop))
+        config.parallel.data, config.parallel.model, config.parallel.expert = sizes
+        config.extraction.text_batch = config.extraction.image_batch = 4
+        run = Run(resolve(config), tmp_path / str(number), terminal())
+        stores.append(run.table)
+    for one, many in zip(*(jax.tree.leaves(table.values) for table in stores), strict=True):
+        np.testing.assert_allclose(many, one, rtol=1e-5, atol=1e-5)  # other block sizes round otherwise
+    for one, many in zip(*(jax.tree.leaves(table.present) for table in stores), strict=True):
+        np.testing.assert_array_equal(many, one)
