@@ -14,6 +14,7 @@ import pytest
 
 LAUNCH = Path(__file__).resolve().parent.parent.parent / "launch"
 SCRIPTS = ("tpu_pod.sh", "gke_xpk.sh", "slurm.sbatch", "gpu_workstation.sh", "local_multiprocess.sh")
+WAITS = "#!/bin/bash\ntrap 'kill $!; exit 75' TERM\necho started\nsleep 20 >&- 2>&- &\nwait\n"
 FLAGS = ("--config=my configs/crossan.py:smoke", "--config.evaluation.ks=(5, 10)")
 
 
@@ -115,7 +116,7 @@ def test_the_worst_end_of_local_processes_is_told(tmp_path):
 
 def test_ctrl_c_and_sigterm_end_local_processes(tmp_path):
     python = tmp_path / "python"
-    python.write_text("#!/bin/bash\ntrap 'kill $!; exit 75' TERM\necho started\nsleep 20 >&- 2>&- &\nwait\n")
+    python.write_text(WAITS)
     python.chmod(0o755)
     command = ["bash", str(LAUNCH / "local_multiprocess.sh"), "2", "--port=9", f"--logs={tmp_path}", "--", "--flag"]
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
@@ -131,9 +132,7 @@ def test_ctrl_c_and_sigterm_end_local_processes(tmp_path):
 
 
 def test_a_signal_to_a_script_is_one_to_what_it_runs(tmp_path):
-    (tmp_path / "env").write_text(
-        "#!/bin/bash\ntrap 'kill $!; exit 75' TERM\necho started\nsleep 20 >&- 2>&- &\nwait\n"
-    )
+    (tmp_path / "env").write_text(WAITS)
     (tmp_path / "env").chmod(0o755)
     command = ["bash", str(LAUNCH / "gpu_workstation.sh"), "--", *FLAGS]
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
