@@ -22,6 +22,7 @@ from absl import logging
 
 from mmrec_jax.errors import CheckpointError, TrainingError
 from mmrec_jax.training import manifest as manifests
+from mmrec_jax.training.processes import several
 from mmrec_jax.training.trees import host_copy, named_leaves, nested
 from mmrec_jax.types import Params
 
@@ -79,18 +80,28 @@ class Checkpoints:
         self._read_only = read_only
         self._best_of: dict[int, int | None] = {}
         if not read_only:
+            self.directory.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
         elif not self.directory.is_dir():
             raise CheckpointError(f"{self.directory}: there is no such directory of checkpoints.")
+        # What is saved is whole in each process: one writes, and all read, without waiting for each other.
+        alone = ocp.options.MultiprocessingOptions()
+        if several():
+            me = jax.process_index()
+            alone = ocp.options.MultiprocessingOptions(me, {me}, barrier_sync_key_prefix=f"process_{me}")
+        trees = {
+            n: ocp.StandardCheckpointHandler(multiprocessing_options=alone) for n in ("params", "average", "state")
+        }
         self._manager = ocp.CheckpointManager(
             self.directory,
-            item_names=("params", "average", "state", "manifest"),
+            item_handlers={**trees, "manifest": ocp.JsonCheckpointHandler(multiprocessing_options=alone)},
             options=ocp.CheckpointManagerOptions(
                 step_prefix=_STEP,
-                create=not read_only,
+                create=False,
                 enable_async_checkpointing=False,
                 save_root_metadata=False,
                 lightweight_initialize=True,
+                multiprocessing_options=alone,
             ),
         )
 
