@@ -26,6 +26,7 @@ from mmrec_jax.evaluation.config import EvaluationConfig
 from mmrec_jax.fusion import FusionConfig
 from mmrec_jax.objectives import ObjectiveConfig
 from mmrec_jax.parallel.config import ParallelConfig
+from mmrec_jax.planning.config import PlanConfig
 from mmrec_jax.streaming.config import StreamConfig
 from mmrec_jax.streaming.service_config import ServiceConfig
 from mmrec_jax.systems import registry
@@ -52,6 +53,7 @@ class RunConfig:
         baselines: trained and evaluated beside the model, of `BASELINES`.
         show_users: users whose last items and recommendations are printed after training.
         warm_start: workdir of a finished run with fewer modalities to begin from; `{workdir}` in it is this run's own.
+        mode: what the command line does with the config where it does not say: `train`, or `stream`.
         on_unknown_item: what a history with items outside the catalogue is: an `error`, or `skip` (and count) them.
     """
 
@@ -69,6 +71,7 @@ class RunConfig:
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     methods: dict[str, MethodConfig] = dataclasses.field(default_factory=dict)
     stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
+    plan: PlanConfig = dataclasses.field(default_factory=PlanConfig)
     service: ServiceConfig = dataclasses.field(default_factory=ServiceConfig)
     store: str = ""
     prepared: str = ""
@@ -76,6 +79,7 @@ class RunConfig:
     show_users: int = 3
     warm_start: str = ""
     on_unknown_item: str = "error"
+    mode: str = "train"
 
     def __post_init__(self):
         unknown = [name for name in self.baselines if name not in BASELINES]
@@ -83,6 +87,8 @@ class RunConfig:
             raise ConfigError(f"baselines: {', '.join(unknown)} unknown; choose from {', '.join(BASELINES)}.")
         if self.on_unknown_item not in ("error", "skip"):
             raise ConfigError(f"on_unknown_item={self.on_unknown_item!r}: choose error or skip.")
+        if self.mode not in ("train", "stream"):
+            raise ConfigError(f"mode={self.mode!r}: choose train or stream.")
         registry.check(self)
         stray = [name for name, _ in self.model.bottlenecks if name not in self.modalities]
         if stray:
@@ -147,6 +153,7 @@ SECTIONS: dict[str, type] = {
     "evaluation": EvaluationConfig,
     "parallel": ParallelConfig,
     "stream": StreamConfig,
+    "plan": PlanConfig,
     "service": ServiceConfig,
 }
 

@@ -86,13 +86,15 @@ def store_location(config: RunConfig, workdir: Path) -> str:
     return str(workdir / "store")
 
 
-def ensure_states(config: RunConfig, prepared: PreparedData, workdir: Path) -> HiddenStateStore:
+def ensure_states(config: RunConfig, catalogue: pl.DataFrame, workdir: Path) -> HiddenStateStore:
     """A store that holds every item's states of the modalities that are not live; extracts what it lacks.
 
     Raises:
         StoreMismatchError: the store was made with other settings.
         ConfigError: a modality names a column that the catalogue lacks.
     """
+    import polars as pl
+
     from mmrec_jax.backbones.text import fill_template
     from mmrec_jax.store import HiddenStateStore, extract
 
@@ -100,11 +102,11 @@ def ensure_states(config: RunConfig, prepared: PreparedData, workdir: Path) -> H
     store = open_store(location)
     if store is not None:
         store.check({name: part for name, part in config.cached.items() if name in store.modalities})
-        if not any(store.missing(config.cached, [str(item) for item in prepared.item_ids[1:]]).values()):
+        if not any(store.missing(config.cached, catalogue["item"].cast(pl.String).to_list()).values()):
             return store
     for part in config.cached.values():
-        fill_template(part.source, prepared.catalogue.head(0))  # a missing column is found before the store is made
-    extract(config.cached, prepared.catalogue, source_directory(config), location, config.extraction)
+        fill_template(part.source, catalogue.head(0))  # a missing column is found before the store is made
+    extract(config.cached, catalogue, source_directory(config), location, config.extraction)
     return HiddenStateStore.open(location)
 
 
@@ -273,6 +275,7 @@ def training_stream(
         epochs=config.training.epochs,
         size_multiple=math.lcm(16, groups),
         groups=groups,
+        group_rows=_rows_of_group(config, prepared, shards),
     )
     if live is None or catalogue is None:
         return stream
@@ -281,10 +284,24 @@ def training_stream(
     return LiveStream(stream, live, catalogue)
 
 
+def _rows_of_group(config: RunConfig, prepared: PreparedData, shards: Shards | None) -> int:
+    """Catalogue rows that the devices of each group have; 0 where a batch's items need not be with them."""
+    if shards is None or shards.encode != "own" or config.objective.candidates != "batch":
+        return 0
+    return shards.rows_of_part(prepared.num_items + 1)
+
+
 def description(
-    config: RunConfig, prepared: PreparedData, store: HiddenStateStore | None, live: LiveBackbones | None = None
+    config: RunConfig, data: str, store: HiddenStateStore | None, live: LiveBackbones | None = None
 ) -> dict[str, Any]:
-    """What a checkpoint is of, kept in its manifest; all but `info` must agree when it is used again."""
+    """What a checkpoint is of, kept in its manifest; all but `info` must agree when it is used again.
+
+    Args:
+        config: of the run.
+        data: fingerprint of what it is trained on.
+        store: of the hidden states.
+        live: backbones that are run in the step.
+    """
     from mmrec_jax.adapters.config import HARMLESS
 
     modalities: dict[str, Any] = {}
@@ -310,7 +327,7 @@ def description(
     return {
         "system": config.model.system,
         "modalities": modalities,
-        "data": prepared.fingerprint,
+        "data": data,
         **{part: as_json[part] for part in parts},
         "info": {"config": as_json, "defaults": {part: asdict(SECTIONS[part]()) for part in parts}},
     }

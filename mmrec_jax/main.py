@@ -9,6 +9,10 @@ Modes:
   inspect    says what a data directory, prepared data, store, checkpoint or workdir at --path holds
   compare    trains several methods with several seeds, each in a process of its own, and writes one table of accuracy
              and cost: --config=configs/compare.py, or --configs=A.py,B.py --seeds=0,1,2
+  plan       tells without devices or data what training, evaluation and extraction need of --topology (v5e:16x16,
+             h100:1x8x8, cpu:8), whether it fits, and how fast it will be
+  stream     cuts the log into windows, trains on each and tests on the next: --config=configs/xsmoe.py; the same
+             command again goes on where it was stopped
   ab         compares the finished runs in --a and --b user by user
 
 Several processes are one run where --coordinator, --processes and --process say so, or the launcher does in their
@@ -35,8 +39,8 @@ from absl import logging as absl_logging
 from mmrec_jax.config_files import config_path, define_config, parse_flags
 from mmrec_jax.errors import ConfigError, HostError, Preempted, UserError
 
-MODES = ("train", "extract", "evaluate", "recommend", "inspect", "compare", "ab")
-ONLY = {"compare": ("configs", "seeds", "baseline", "jobs"), "ab": ("a", "b")}
+MODES = ("train", "extract", "evaluate", "recommend", "inspect", "compare", "plan", "ab", "stream")
+ONLY = {"compare": ("configs", "seeds", "baseline", "jobs"), "ab": ("a", "b"), "plan": ("topology",)}
 """Flags that would be passed over in silence by other modes, such as seeds that are not trained with."""
 MISTAKE, INTERRUPTED = 2, 130  # exit codes
 LOST, PREEMPTED = 69, 75  # EX_UNAVAILABLE and EX_TEMPFAIL of sysexits.h
@@ -53,7 +57,7 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
         define(*args, flag_values=values, **kwargs)
 
     define_config(values, argv)
-    own(flags.DEFINE_enum, "mode", "train", MODES, "What to do.")
+    own(flags.DEFINE_enum, "mode", None, MODES, "What to do. Default: what the config is for, such as train.")
     own(
         flags.DEFINE_string,
         "workdir",
@@ -70,11 +74,12 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     own(flags.DEFINE_list, "seeds", [], "compare: seeds. Default: those of the comparison's config, else 0.")
     own(flags.DEFINE_string, "baseline", None, "compare: method that the others are compared with. Default: the first.")
     own(flags.DEFINE_integer, "jobs", None, "compare: runs at a time. Default: one, which times them rightly.")
+    own(flags.DEFINE_string, "topology", None, "plan: chips to plan for, CHIP:SHAPE, such as v5e:16x16.")
     own(flags.DEFINE_string, "a", None, "ab: workdir of a finished run.")
+    own(flags.DEFINE_string, "b", None, "ab: workdir of the run that it is compared with.")
     own(flags.DEFINE_string, "coordinator", None, "HOST:PORT of process 0; heartbeats take the port after it.")
     own(flags.DEFINE_integer, "processes", None, "How many processes make this run; 1 asks no launcher.")
     own(flags.DEFINE_integer, "process", None, "Which of them this one is, from 0.")
-    own(flags.DEFINE_string, "b", None, "ab: workdir of the run that it is compared with.")
     return values
 
 
@@ -120,16 +125,17 @@ def _run(values: flags.FlagValues, argv: Sequence[str]) -> None:
     from mmrec_jax.parallel.preemption import REQUEST
     from mmrec_jax.parallel.start import check_mode, find_group, joined
 
+    chosen = values.mode or (values.config or {}).get("mode", "train")
     for mode, names in ONLY.items():
-        if given := [name for name in names if mode != values.mode and values[name].present]:
-            raise ConfigError(f"--{given[0]} is read by --mode={mode} only, and the mode is {values.mode}.")
+        if given := [name for name in names if mode != chosen and values[name].present]:
+            raise ConfigError(f"--{given[0]} is read by --mode={mode} only, and the mode is {chosen}.")
     group = find_group(os.environ, values.coordinator, values.processes, values.process)
-    check_mode(group, values.mode, DISTRIBUTED)
+    check_mode(group, chosen, DISTRIBUTED)
     if values.processes == 1:
         os.environ["JAX_NUM_PROCESSES"] = "1"  # for the processes of a comparison
     timeout = values.config.parallel.timeout_seconds if "parallel" in (values.config or {}) else None
     timeout = timeout or ParallelConfig.timeout_seconds
-    if values.mode == "compare":
+    if chosen == "compare":
         modes.compare(
             values.config,
             config_path(argv),
@@ -140,24 +146,27 @@ def _run(values: flags.FlagValues, argv: Sequence[str]) -> None:
             jobs=values.jobs,
         )
         return
-    if values.mode == "ab":
+    if chosen == "ab":
         if values["config"].present:
             raise ConfigError("--config is not read by --mode=ab: both runs are evaluated as the first one's own says.")
         modes.ab(values.a, values.b, values.workdir)
         return
-    if values.mode == "inspect":
+    if chosen == "inspect":
         modes.inspect(values.path or values.workdir, values.config)
         return
+    if chosen == "plan":
+        modes.plan(values.config, values.topology, values.workdir, " ".join(["python -m mmrec_jax.main", *argv[1:]]))
+        return
     with REQUEST.heard(), joined(group, timeout, argv, _APART):
-        _run_mode(values)
+        _run_mode(values, chosen)
 
 
-def _run_mode(values: flags.FlagValues) -> None:
+def _run_mode(values: flags.FlagValues, chosen: str) -> None:
     """The modes that work on one run."""
     from mmrec_jax import modes
 
-    run = modes.open_run(values.config, values.workdir, trains=values.mode in ("train", "extract"))
-    if values.mode == "recommend":
+    run = modes.open_run(values.config, values.workdir, trains=chosen in ("train", "extract", "stream"))
+    if chosen == "recommend":
         modes.recommend(
             run,
             users=values.users,
@@ -167,7 +176,7 @@ def _run_mode(values: flags.FlagValues) -> None:
             out=values.out,
         )
     else:
-        getattr(modes, values.mode)(run)
+        getattr(modes, chosen)(run)
 
 
 def _help() -> str:

@@ -30,12 +30,14 @@ class Shards:
         batch: axes of the mesh that users and items of a batch are split over.
         rows: axes of the mesh that rows of the catalogue are split over.
         negatives: `global` or `local`, see `parallel.ParallelConfig`.
+        encode: `equal` or `own`, see there.
     """
 
     mesh: Mesh
     batch: tuple[str, ...] = ("data",)
     rows: tuple[str, ...] = ("data", "model", "expert")
     negatives: str = "global"
+    encode: str = "equal"
 
     @property
     def batch_parts(self) -> int:
@@ -46,6 +48,15 @@ class Shards:
     def row_parts(self) -> int:
         """In how many parts the catalogue's rows are split."""
         return self._parts(self.rows)
+
+    def rows_of_part(self, rows: int) -> int:
+        """Catalogue rows that the devices of one part of the batch have, of so many: part i has those from i times as
+        many on.
+
+        Args:
+            rows: of the catalogue, before it is filled up to what the mesh divides.
+        """
+        return -(-rows // self.row_parts) * self.row_parts // self.batch_parts
 
     def _parts(self, axes: tuple[str, ...]) -> int:
         return math.prod(self.mesh.shape[axis] for axis in axes)
@@ -74,7 +85,9 @@ class Shards:
         """What is traced inside finds the mesh as `jax.sharding.get_abstract_mesh()`."""
         return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
-    def take(self, arrays: Sequence[Num[Array, "row ..."]], ids: Int[Array, " item"]) -> tuple[Array, ...]:
+    def take(
+        self, arrays: Sequence[Num[Array, "row ..."]], ids: Int[Array, " item"], own: bool = False
+    ) -> tuple[Array, ...]:
         """``array[ids]`` of arrays that are split by rows, split as the batch is (whole where it cannot be).
 
         Each device gathers the ids of those that it shares rows with, looks up the rows it has, and gets its own back
@@ -83,11 +96,13 @@ class Shards:
         Args:
             arrays: of one number of rows, which the mesh divides.
             ids: rows to look up.
+            own: whether each part of `ids` names rows that the devices of that part of the batch have, and no others:
+                then nothing is exchanged between parts. Others, such as the 0 that fills a part up, give zeros.
         """
         if not arrays:
             return ()
         batch = self.batch if ids.shape[0] % self.batch_parts == 0 else ()
-        shared = tuple(axis for axis in batch if axis in self.rows)
+        shared = () if own else tuple(axis for axis in batch if axis in self.rows)
         others = tuple(axis for axis in self.rows if axis not in batch)
 
         def looked_up(own: tuple[Array, ...], wanted: Array) -> tuple[Array, ...]:

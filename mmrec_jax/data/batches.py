@@ -20,6 +20,8 @@ _READ_AHEAD = 16
 _STEPS = 2**31  # the stream is endless
 _TRIAL_STEPS = 256
 _MOST_STEPS_TRIED = 10_000  # about two seconds
+_GROUP_STEPS = 16
+"""Steps of each group are padded up to a multiple of this."""
 _SIZE_QUANTILES = (0.4, 0.9, 1.0)
 """Of what the steps need: each size is a program to compile and to keep, and what it exceeds the need by is wasted."""
 
@@ -34,6 +36,9 @@ class TrainingStream:
 
     For a step over several devices, the rows of a batch make as many equal `groups`, and its steps too: a group's steps
     lie in its part of the axis `step`, by their place in the group's own rows.
+
+    Where each group has catalogue rows of its own, the distinct items lie in that part of the axis `distinct` whose
+    group has them, and 0 fills each part up.
 
     The axes `distinct` and `step` have one of few pairs of sizes (`sizes`), the same on all processes in a step.
     Streams over other rows of the same width can share them, and what was compiled, if the largest holds any batch.
@@ -56,10 +61,11 @@ class TrainingStream:
         fingerprint: str,
         epochs: int,
         groups: int = 1,
+        group_rows: int = 0,
         sizes: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.rows = rows
-        self._groups = groups
+        self._groups, self._group_rows = groups, group_rows
         self._batch_size, self._epochs = batch_size, epochs
         self._shard_index, self._shard_count = shard_index, shard_count
         self._rows_per_step = batch_size * shard_count
@@ -148,11 +154,26 @@ class TrainingStream:
 
     def _needed(self, chosen: Int[np.ndarray, " chosen"]) -> tuple[int, int]:
         """Sizes of `distinct` and `step` that hold every process's share of these rows."""
-        rows, shards = self.rows, self._shard_count
-        inputs, distinct = rows.inputs(chosen), distinct_counts(rows.events(chosen), shards)
-        if self._groups > 1:
-            return int(distinct.max()), self._groups * int(self._grouped(inputs).sum(axis=1).max())
-        return int(distinct.max()), int(step_counts(inputs, shards).max())
+        rows, shards, groups = self.rows, self._shard_count, self._groups
+        inputs, events = rows.inputs(chosen), rows.events(chosen)
+        distinct = int(distinct_counts(events, shards).max())
+        if self._group_rows:
+            distinct = groups * int(self._by_owner(_named(events)).max())
+        if groups > 1:
+            return distinct, groups * int(self._grouped(inputs).sum(axis=1).max())
+        return distinct, int(step_counts(inputs, shards).max())
+
+    def _by_owner(self, items: Int32[np.ndarray, " distinct"]) -> Int64[np.ndarray, " group"]:
+        """How many of the items each group has."""
+        return np.bincount(items // self._group_rows, minlength=self._groups)
+
+    def _places(self, items: Int32[np.ndarray, " distinct"], size: int) -> Int64[np.ndarray, " distinct"]:
+        """Where ascending items lie on an axis `distinct` of this size."""
+        places = np.arange(len(items))
+        if not self._group_rows:
+            return places
+        owners = items // self._group_rows
+        return places - np.searchsorted(owners, np.arange(self._groups))[owners] + owners * (size // self._groups)
 
     def _grouped(self, inputs: Bool[np.ndarray, "rows length"]) -> Bool[np.ndarray, "group slot"]:
         """The inputs of each group's rows, of a batch that may have fewer rows than others."""
@@ -168,7 +189,9 @@ class TrainingStream:
 
     def _rounded(self, sizes: Any) -> Int64[np.ndarray, "*sizes 2"]:
         """Sizes rounded up to the multiple."""
-        multiple = self._size_multiple * np.asarray([1, self._groups])
+        # A group's steps are padded by themselves, and little: with many groups each has few.
+        steps = self._size_multiple if self._groups == 1 else self._groups * min(self._size_multiple, _GROUP_STEPS)
+        multiple = np.asarray([self._size_multiple, steps])
         return (np.ceil(np.asarray(sizes) / multiple) * multiple).astype(np.int64)
 
     def _batch(self, step: int) -> SequenceBatch:
@@ -182,16 +205,16 @@ class TrainingStream:
 
         distinct, steps = sizes
         events, inputs = self.rows.events(chosen), self.rows.inputs(chosen)
-        # Sorting and searching takes a fifth of the time of `np.unique` with its inverse.
-        ordered = np.sort(events, axis=None)
-        # The leading 0 makes entry 0 the padding even where no row has any.
-        found = np.append(np.int32(0), ordered[np.diff(ordered, prepend=0) > 0])
-        positions = np.searchsorted(found, events).astype(np.int32)
-        counts = np.bincount(positions.ravel(), minlength=len(found))
+        found = _named(events)
+        places = self._places(found, distinct)
+        positions = places[np.searchsorted(found, events)].astype(np.int32)
+        counts = np.bincount(positions.ravel(), minlength=distinct)
         counts[0] = 0
+        items = np.zeros(distinct, np.int32)
+        items[places] = found
         leaves: dict[str, Any] = {
-            "items": _filled(found, distinct, 0),
-            "counts": _filled(counts, distinct, 0),
+            "items": items,
+            "counts": counts.astype(np.int32),
             "positions": _filled(positions, self._batch_size, 0),
             "steps": self._steps(inputs, steps),
             "users": _filled(self.rows.users[chosen], self._batch_size, -1),
@@ -215,6 +238,9 @@ class TrainingStream:
             widest = np.sort(self.rows.stops - self.rows.starts)[-self._batch_size :]
             most = (widest - 1).sum() if self._groups == 1 else self._batch_size * (self.rows.width - 1)
             limit = min(num_items, widest.sum()) + 1, most
+            if self._group_rows:
+                # That all items of a batch are one group's cannot be planned for: twice what was needed is.
+                limit = 2 * needed[:, 0].max(), most
             fitting = np.vstack([np.minimum(fitting, limit), [limit]])
         sizes = np.unique(self._rounded(fitting), axis=0)
         if tried == known:
@@ -234,6 +260,7 @@ def training_batches(
     size_multiple: int = 16,
     epochs: int = 0,
     groups: int = 1,
+    group_rows: int = 0,
 ) -> TrainingStream:
     """Batches of training histories with their targets.
 
@@ -249,6 +276,8 @@ def training_batches(
             in them. 0 = unknown.
         groups: equal parts of a batch's rows, see `TrainingStream`; must divide `batch_size`, and be 1 for several
             shards.
+        group_rows: catalogue rows that each group has, in their order: a batch's items are then arranged by who has
+            them; 0 for no such arrangement.
 
     Raises:
         EmptySplitError: no user has 2 training events.
@@ -281,7 +310,15 @@ def training_batches(
         fingerprint=prepared.fingerprint,
         epochs=epochs,
         groups=groups,
+        group_rows=group_rows,
     )
+
+
+def _named(events: Int32[np.ndarray, "rows width"]) -> Int32[np.ndarray, " distinct"]:
+    """The distinct items of a batch, ascending after the padding row, which leads even where no row has any."""
+    # Sorting and searching takes a fifth of the time of `np.unique` with its inverse.
+    ordered = np.sort(events, axis=None)
+    return np.append(np.int32(0), ordered[np.diff(ordered, prepend=0) > 0])
 
 
 def _epoch_order(rows: int, seed: int, epoch: int) -> Int64[np.ndarray, " {rows}"]:

@@ -102,13 +102,18 @@ def array_producer(vectors: Float[Array, "user width"] | Float[np.ndarray, "user
     return lambda users: held[users]
 
 
-def inner_block(users: int, rows: int) -> int:
+def inner_block(users: int, rows: int, backend: str = "") -> int:
     """How many of `users` to score at once: a power of two, at least 8.
 
     Below 32 users a matrix product over a large catalogue waits for memory (a CPU took twice as long with 8), so that
     many are scored together even where their scores do not fit the cache.
+
+    Args:
+        users: of a call.
+        rows: that each is scored against.
+        backend: JAX's name of what will score them; "" is this process's own.
     """
-    budget = SCORES_BYTES.get(jax.default_backend(), SCORES_BYTES_ACCELERATOR)
+    budget = SCORES_BYTES.get(backend or jax.default_backend(), SCORES_BYTES_ACCELERATOR)
     fitting = max(32, budget // (4 * rows))
     return min(2 ** int(math.log2(fitting)), 2 ** math.ceil(math.log2(max(users, 8))))
 

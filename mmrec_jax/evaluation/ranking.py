@@ -87,12 +87,12 @@ def ranked_blocks(
         if isinstance(item_vectors, SplitCatalogue):
             counted, items = item_vectors.ranked(block.vectors, held_out, *pairs, k, candidates)
         else:
-            counted, items = _rank_block(block.vectors, item_vectors, held_out, *pairs, ranked, k=k)
+            counted, items = rank_block(block.vectors, item_vectors, held_out, *pairs, ranked, k=k)
         yield RankedBlock(block.start, np.asarray(counted)[: block.count], np.asarray(items)[: block.count])
 
 
 @partial(jax.jit, static_argnames="k")
-def _rank_block(
+def rank_block(
     vectors: Float[Array, "example width"],
     item_vectors: Float[Array, "row width"],
     targets: Int[Array, " example"],

@@ -4,8 +4,22 @@ from mmrec_jax.modes.compare import ab, compare
 from mmrec_jax.modes.evaluate import evaluate
 from mmrec_jax.modes.extract import extract
 from mmrec_jax.modes.inspect import inspect
+from mmrec_jax.modes.plan import plan
 from mmrec_jax.modes.recommend import recommend
 from mmrec_jax.modes.run import Run, open_run
+from mmrec_jax.modes.stream import stream
 from mmrec_jax.modes.train import train
 
-__all__ = ["Run", "ab", "compare", "evaluate", "extract", "inspect", "open_run", "recommend", "train"]
+__all__ = [
+    "Run",
+    "ab",
+    "compare",
+    "evaluate",
+    "extract",
+    "inspect",
+    "open_run",
+    "plan",
+    "recommend",
+    "stream",
+    "train",
+]

@@ -80,7 +80,7 @@ class Run:
     @functools.cached_property
     def store(self) -> HiddenStateStore | None:
         """The hidden-state store, filled on the first use; None where no states come from one."""
-        return experiment.ensure_states(self.config, self.data, self.workdir) if self.config.cached else None
+        return experiment.ensure_states(self.config, self.data.catalogue, self.workdir) if self.config.cached else None
 
     @functools.cached_property
     def live(self) -> LiveBackbones | None:
@@ -186,7 +186,7 @@ class Run:
 
     def description(self) -> dict:
         """What this run's checkpoints are of."""
-        return experiment.description(self.config, self.data, self.store, self.live)
+        return experiment.description(self.config, self.data.fingerprint, self.store, self.live)
 
     def parameters(self, which: str = "best") -> Params:
         """Parameters of a checkpoint of this run.

@@ -37,7 +37,7 @@ def publish(config: RunConfig, workdir: Path, window: int, params: Params, reaso
     if not config.store:
         links["store"] = "../../store"
     config = replace(config, data=replace(config.data, source=STREAMED), prepared="", baselines=())
-    description = experiment.description(config, served.current(workdir), store)
+    description = experiment.description(config, served.current(workdir).fingerprint, store)
     return Versions(workdir).promote(
         window, params, description, reason=reason, documents={CONFIG_FILE: to_json(config)}, links=links
     )

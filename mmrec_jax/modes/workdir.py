@@ -18,6 +18,7 @@ CONFIG_FILE = "config.json"
 # and backbones are among them: what lies there is compared by its digest.
 FREE = (
     "name",
+    "mode",
     "baselines",
     "show_users",
     "on_unknown_item",
@@ -36,6 +37,7 @@ FREE = (
     "parallel.expert",
     "parallel.rules",
     "parallel.timeout_seconds",
+    "plan.*",
     "service.*",
     "training.epochs",
     "training.patience",

@@ -33,6 +33,10 @@ class ParallelConfig:
             defaults: `batch` (users and items of a batch), `rows` (of the catalogue: hidden states, item vectors, ID
             tables), `experts`, and, of the weights of backbones that are run in the step, `heads`, `key_heads`,
             `mlp`, `vocabulary` and `embed` (`embed` over `data` is the fully sharded layout).
+        encode: which items of a batch a device encodes: an `equal` share, for which states move between devices, or its
+            `own`, those whose states it has. Own items move nothing, which is what makes a batch scale to many devices;
+            but their number differs, and all are filled up to the largest: for catalogues whose popular items are not
+            next to each other.
         negatives: `global` (the whole step's items, as on one device) or `local` (those of the users on the same
             device along `batch`).
         timeout_seconds: of several processes, how long one may be late at the start or silent later on before it
@@ -44,6 +48,7 @@ class ParallelConfig:
     expert: int = 1
     rules: tuple[tuple[str, str], ...] = ()
     negatives: str = "global"
+    encode: str = "equal"
     timeout_seconds: float = 300.0
 
     def __post_init__(self):
@@ -55,6 +60,15 @@ class ParallelConfig:
             )
         if self.negatives not in ("global", "local"):
             raise ConfigError(f"parallel.negatives={self.negatives!r}: choose global or local.")
+        if self.encode not in ("equal", "own"):
+            raise ConfigError(f"parallel.encode={self.encode!r}: choose equal or own.")
+        if self.encode == "own" and (
+            not self.axes("batch") or self.axes("rows")[: len(self.axes("batch"))] != self.axes("batch")
+        ):
+            raise ConfigError(
+                f"parallel.encode='own': rows over {self.axes('rows')} must begin with the axes of the batch, "
+                f"{self.axes('batch')}, so that every part of a batch has rows of its own."
+            )
         if not self.timeout_seconds > 0:
             raise ConfigError(f"parallel.timeout_seconds={self.timeout_seconds}: give a number of seconds above 0.")
         for logical, axes in self.rules:

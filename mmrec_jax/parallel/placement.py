@@ -36,7 +36,7 @@ def run_shards(config: ParallelConfig) -> Shards | None:
     mesh = run_mesh(config)
     if mesh is None:
         return None
-    return Shards(mesh, config.axes("batch"), config.axes("rows"), config.negatives)
+    return Shards(mesh, config.axes("batch"), config.axes("rows"), config.negatives, config.encode)
 
 
 class MeshPlacement:

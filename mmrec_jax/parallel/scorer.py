@@ -51,7 +51,9 @@ class MeshScorer:
     def user_vectors(self, inputs: Int[np.ndarray, "user length"]) -> Float[Array, "user width"]:
         """Vectors of users by their last items, on every device."""
         shards = self._shards
-        return _users(self._task, self._params, self._vectors, placed(inputs, shards.split(shards.batch, len(inputs))))
+        return encode_users(
+            self._task, self._params, self._vectors, placed(inputs, shards.split(shards.batch, len(inputs)))
+        )
 
 
 def _encoded(
@@ -66,7 +68,7 @@ def _encoded(
     for start in range(0, own, block):
         # The last block reaches back where there are too few rows left for it.
         first = placed(np.int32(min(start, own - block)), shards.whole)
-        found = _block(task, block, params, frozen, first)
+        found = encode_block(task, block, params, frozen, first)
         if vectors is None:
             vectors = _zeros(shards, own * shards.row_parts, found.shape[1])
         vectors = _written(shards, vectors, found, first)
@@ -74,7 +76,7 @@ def _encoded(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _block(task, block, params, frozen, first):
+def encode_block(task, block, params, frozen, first):
     shards: Shards = task.shards
     rows = PartitionSpec(shards.rows or None)
 
@@ -119,7 +121,7 @@ def _score_vectors(task, vectors):
 
 
 @partial(jax.jit, static_argnums=0)
-def _users(task, params, vectors, inputs):
+def encode_users(task, params, vectors, inputs):
     shards: Shards = task.shards
     (read,) = shards.take((vectors,), inputs.reshape(-1))
     users = task.users_of(params, read.reshape(*inputs.shape, -1), inputs > 0)

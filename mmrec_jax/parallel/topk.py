@@ -63,7 +63,7 @@ class RowCatalogue:
         """Ranks and lists of a block of users; lists without columns where k = 0."""
         if candidates is not self._some[0]:  # the same ones are asked for in every block
             self._some = candidates, self._every if candidates is None else self._mask(candidates)
-        return _rank(self._shards, k, self._vectors, self._some[1], vectors, targets, pair_rows, pair_items)
+        return rank_block(self._shards, k, self._vectors, self._some[1], vectors, targets, pair_rows, pair_items)
 
     def listed(
         self,
@@ -82,7 +82,7 @@ def _norms(shards: Shards, vectors):
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _rank(shards: Shards, k: int, item_vectors, scored, vectors, targets, pair_rows, pair_items):
+def rank_block(shards: Shards, k: int, item_vectors, scored, vectors, targets, pair_rows, pair_items):
     def rank(own, scored, users, targets, pair_rows, pair_items):
         def inner(part):
             users, targets, pair_rows, pair_items = part

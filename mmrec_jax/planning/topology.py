@@ -128,6 +128,7 @@ def devices(topology: Topology) -> Sequence[Any]:
         return found[: topology.chips]
     try:
         with _Quiet():
+            jax.devices("cpu")
             if platform == "cuda":
                 described = topologies.get_topology_desc(
                     platform="cuda", topology_name="", target_config=H100_TARGET, topology=shape

@@ -33,13 +33,18 @@ class StateTable:
     complete: bool = struct.field(pytree_node=False, default=False)
     shards: Shards | None = struct.field(pytree_node=False, default=None)
 
-    def rows(self, items: Int[Array, " item"]) -> HiddenStates:
-        """The states of some rows as float32: one gather a layer. Rows must lie in the table."""
+    def rows(self, items: Int[Array, " item"], own: bool = False) -> HiddenStates:
+        """The states of some rows as float32: one gather a layer. Rows must lie in the table.
+
+        Args:
+            items: rows.
+            own: over a mesh, whether each part of them lies on the devices of that part; see `Shards.take`.
+        """
         arrays, structure = jax.tree.flatten((self.values, self.scales, self.present))
         if self.shards is None:
             found = [_take(array, items) for array in arrays]
         else:
-            found = list(self.shards.take(arrays, items))
+            found = list(self.shards.take(arrays, items, own))
         values, scales, present = jax.tree.unflatten(structure, found)
         return StateTable(values, scales, present, self.complete).whole()
 

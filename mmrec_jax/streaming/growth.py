@@ -14,7 +14,7 @@ Unused slots hold zeros, and -1 in `born`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,10 @@ def rungs(params: Params) -> dict[str, Rung]:
 
 
 def prune(
-    params: Params, utilisation: Mapping[str, Float[np.ndarray, " slot"]], threshold: float
+    params: Params,
+    utilisation: Mapping[str, Float[np.ndarray, " slot"]],
+    threshold: float,
+    only: Collection[str] | None = None,
 ) -> tuple[Params, tuple[Pruned, ...]]:
     """Takes away the least used expert of each rung whose share of the utilisation is below a threshold.
 
@@ -99,6 +102,7 @@ def prune(
         utilisation: rung -> of each slot, in any unit; the backbone has no part in it. Unused slots are not read. Of
             equals the lower slot is taken.
         threshold: share of all experts of the rung, `tau`; 0 prunes nothing.
+        only: rungs that it is about; None for all.
 
     Returns:
         The parameters without them, and what was taken away.
@@ -108,6 +112,8 @@ def prune(
     """
     pruned = []
     for name, rung in rungs(params).items():
+        if only is not None and name not in only:
+            continue
         shares = _shares(rung, utilisation)
         least = int(np.argmin(shares))
         if len(shares) == 1 or not shares[least] < threshold:

@@ -87,13 +87,13 @@ def in_core(events: pl.DataFrame, config: StreamConfig) -> pl.DataFrame:
     return events.filter(pl.Series(core(log, config.user_core, config.item_core)[0]))
 
 
-def numbered(windows: Iterator[Window]) -> Iterator[Window]:
-    """The windows, checked to come in order.
+def numbered(windows: Iterator[Window], first: int = 1) -> Iterator[Window]:
+    """The windows, checked to come in order from number `first` on.
 
     Raises:
         DataError: a number is missing, or comes twice.
     """
-    for expected, window in enumerate(windows, 1):
+    for expected, window in enumerate(windows, first):
         if window.number != expected:
             raise DataError(f"window {window.number} ({window.name}) came where window {expected} was due.")
         yield window

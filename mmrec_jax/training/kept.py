@@ -9,6 +9,7 @@ import jax
 import optax
 
 from mmrec_jax.training.config import TrainingConfig
+from mmrec_jax.training.placement import OneDevice, Placement
 from mmrec_jax.training.step import TrainStep
 from mmrec_jax.training.task import Task
 from mmrec_jax.types import Params
@@ -35,7 +36,7 @@ class KeptSteps:
         config: TrainingConfig,
         params: Params,
         optimizer: optax.GradientTransformation,
-        **options: Any,
+        placement: Placement | None = None,
     ) -> TrainStep:
         """The step for a training, compiled or not.
 
@@ -45,13 +46,23 @@ class KeptSteps:
             params: to be trained; their shapes count.
             optimizer: of these settings; an earlier one's programs serve it, so it must keep in its state whatever
                 differs (`build_optimizer(..., shared=True)`).
-            options: of `TrainStep`.
+            placement: as `TrainStep`'s.
         """
         settings = tuple((k, v) for k, v in dataclasses.asdict(config).items() if k not in _ELSEWHERE)
         leaves, structure = jax.tree.flatten(params)
-        key = id(task), settings, structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+        alone = placement is None or isinstance(placement, OneDevice)
+        key = (
+            id(task),
+            None if alone else id(placement),
+            settings,
+            structure,
+            tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves),
+        )
         if key in self._steps:
             self._steps[key].begin(optimizer, config.seed)
         else:
-            self._steps[key] = TrainStep(task, optimizer, config.seed, **options)
+            clips = config.clip_norm > 0
+            self._steps[key] = TrainStep(
+                task, optimizer, config.seed, config.ema_decay, gradient_norm=clips, placement=placement
+            )
         return self._steps[key]

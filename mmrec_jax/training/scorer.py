@@ -37,7 +37,7 @@ class SequentialScorer:
 
     def user_vectors(self, inputs: Int[np.ndarray, "user length"]) -> Float[Array, "user width"]:
         """Vectors of users by their last items: catalogue rows in time order, padded with 0 on the left."""
-        return _users(self._task, self._params, self.encoded.vector, jnp.asarray(inputs))
+        return encode_users(self._task, self._params, self.encoded.vector, jnp.asarray(inputs))
 
     def extend(self, encoded: ItemVectors) -> None:
         """Appends further items to the catalogue."""
@@ -52,7 +52,7 @@ def tower_gates(
 
     0 stands where a tower had no such source at a block; a system without gates has no towers.
     """
-    towers = _gates(task, params, _inputs(task, frozen, jnp.asarray(rows)))
+    towers = _gates(task, params, read_inputs(task, frozen, jnp.asarray(rows)))
     result = {}
     for target, blocks in towers.items():
         sources = list(dict.fromkeys(source for block in blocks for source in block))
@@ -78,20 +78,20 @@ def encode_rows(
     padded = np.concatenate([rows, np.zeros(-len(rows) % block, np.int32)])
     parts = []
     for part in map(jnp.asarray, padded.reshape(-1, block)):
-        parts.append(_items(task, params, _inputs(task, frozen, part)))
+        parts.append(encode_items(task, params, read_inputs(task, frozen, part)))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: len(rows)], *parts)
 
 
 @partial(jax.jit, static_argnums=0)  # a program of its own, for the reason given at `task.Task.inputs`
-def _inputs(task, frozen, rows):
+def read_inputs(task, frozen, rows):
     return task.item_encoder.inputs(frozen, rows)
 
 
 @partial(jax.jit, static_argnums=0)
-def _items(task, params, inputs) -> ItemVectors:
+def encode_items(task, params, inputs) -> ItemVectors:
     return task.item_vectors(params, inputs)
 
 
 @partial(jax.jit, static_argnums=0)
-def _users(task, params, vectors, inputs) -> Float[Array, "user width"]:
+def encode_users(task, params, vectors, inputs) -> Float[Array, "user width"]:
     return task.user_vectors(params, vectors, inputs)

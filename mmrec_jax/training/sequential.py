@@ -251,6 +251,8 @@ class SequentialRecommendation:
             every = jnp.arange(frozen.log_popularity.shape[0], dtype=jnp.int32)
             candidates, positions = jnp.where(every <= num_items, every, 0), batch.items[batch.positions]
         shards = self.shards
+        own = shards is not None and shards.encode == "own" and self.objective.candidates == "batch"
+        states = None if frozen.states is None else frozen.states.rows(candidates, own)
         at_steps: Callable = _at_steps
         if shards is not None:
             split = PartitionSpec(shards.batch)
@@ -264,11 +266,11 @@ class SequentialRecommendation:
             read=read,
             targets=targets,
             rows=rows,
-            items=self.item_encoder.inputs(frozen, candidates),
+            items=self.item_encoder.given(states, candidates),
             log_popularity=(
                 frozen.log_popularity[candidates]
                 if shards is None
-                else shards.take((frozen.log_popularity,), candidates)[0]
+                else shards.take((frozen.log_popularity,), candidates, own)[0]
             ),
             num_items=num_items,
         )
@@ -319,11 +321,16 @@ class SequentialRecommendation:
         """The same of a batch that is split: every device has the vectors of all candidates and its own users."""
         shards = self.shards
         assert shards is not None
-        total_rows = inputs.positions.shape[0]
+        total_rows, divides = inputs.positions.shape[0], vectors.shape[0] % shards.batch_parts == 0
 
         def summed(params, vectors, inputs, key):
-            # From here on they are each device's own: their gradients are summed once, at this place.
-            params, vectors = lax.pcast((params, vectors), shards.batch, to="varying")
+            # From here on they are each device's own: their gradients are summed once, at this place, and each device
+            # gets those of the vectors that it encoded.
+            if divides:
+                vectors = lax.all_gather(vectors, shards.batch, tiled=True)
+                params = lax.pcast(params, shards.batch, to="varying")
+            else:
+                params, vectors = lax.pcast((params, vectors), shards.batch, to="varying")
             own = inputs.positions.shape[0]
             part = BatchPart(lax.axis_index(shards.batch) * own, total_rows)
             if shards.negatives == "local" and self.objective.candidates == "batch":
@@ -334,7 +341,8 @@ class SequentialRecommendation:
         specs = jax.tree.map(lambda _: split, inputs)
         batch = replace(specs.batch, items=whole, counts=whole)
         specs = replace(specs, batch=batch, candidates=whole, log_popularity=whole)
-        return shards.map(summed, (whole, whole, specs, whole), (whole, whole))(params, vectors, inputs, key)
+        given = split if divides else whole
+        return shards.map(summed, (whole, given, specs, whole), (whole, whole))(params, vectors, inputs, key)
 
     def _with_live_states(self, params, frozen, inputs: SequentialInputs, rng) -> Any:
         """What the item encoder reads, with the states that backbones give in the step."""

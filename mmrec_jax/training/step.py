@@ -228,6 +228,11 @@ class TrainStep:
             )
         return state
 
+    @property
+    def functions(self) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+        """What a step runs, one after another, for whoever compiles it elsewhere: look up, differentiate, update."""
+        return self._read, self._differentiate, self._update
+
     def _run(self, state: TrainState, frozen: Any, batch: Any) -> TrainState:
         if len(self._running) == self._most_queued:
             jax.block_until_ready(self._running.popleft())

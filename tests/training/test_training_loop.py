@@ -213,6 +213,14 @@ def test_compiled_programs_can_be_kept_on_disk(tmp_path, compiled):
     assert list((tmp_path / "cache").iterdir())
 
 
+def test_kept_steps_are_those_of_the_settings(tmp_path):
+    settings = {"ema_decay": 0.5, "clip_norm": 0.1, "epochs": 2}
+    kept = toy.train(tmp_path / "kept", kept=KeptSteps(), **settings)
+    alone = toy.train(tmp_path / "alone", **settings)
+    assert checksums(host_copy(kept.params)) == checksums(host_copy(alone.params))
+    assert kept.history[-1]["train"] == alone.history[-1]["train"]
+
+
 def test_a_training_on_other_data_compiles_nothing_where_the_steps_are_kept(tmp_path):
     task, kept = toy.ToyTask(), KeptSteps()
     settings = {"task": task, "schedule": "exponential", "warm_start": toy.train(tmp_path / "start").params}

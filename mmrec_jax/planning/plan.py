@@ -1,0 +1,187 @@
+"""A plan: what a run needs of a topology and how long it takes there, as plain values for `plan.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from mmrec_jax.config import RunConfig
+from mmrec_jax.planning.advice import advice
+from mmrec_jax.planning.collectives import seconds as message_seconds
+from mmrec_jax.planning.compile import Program
+from mmrec_jax.planning.evaluation import EvaluationPlan, plan_evaluation
+from mmrec_jax.planning.extraction import ExtractionPlan, plan_extraction
+from mmrec_jax.planning.shapes import RunShapes, Sizes, axes, run_shapes
+from mmrec_jax.planning.topology import Topology
+from mmrec_jax.planning.training import StepPlan, plan_step
+
+
+def make_plan(config: RunConfig, topology: Topology, sizes: Sizes, smaller: Topology | None) -> dict[str, Any]:
+    """Compiles a run's programs and puts together what they tell.
+
+    Args:
+        config: of the run.
+        topology: to plan for.
+        sizes: of the data.
+        smaller: what the training step is compared with; None for nothing.
+
+    Raises:
+        ConfigError: the mesh does not fit the topology.
+        PlanningError: nothing is known of a backbone, the batch does not fit the mesh, or the topology cannot be
+            compiled for.
+    """
+    run = run_shapes(config, topology, sizes)
+    step = plan_step(run)
+    wanted = config.plan.programs
+    extraction = plan_extraction(config, topology) if "extraction" in wanted else {}
+    chip = topology.chip
+    training = _step(step, run)
+    mesh = {} if run.shards is None else {axis: int(size) for axis, size in run.shards.mesh.shape.items()}
+    return {
+        "config": config.name,
+        "topology": topology.name,
+        "chips": topology.chips,
+        "chip": dataclasses.asdict(chip),
+        "mesh": mesh,
+        "sizes": dataclasses.asdict(sizes),
+        "axes": dict(zip(("distinct", "step"), axes(config, sizes, run.shards), strict=True)),
+        "training": training,
+        "evaluation": _evaluation(plan_evaluation(run), run) if "evaluation" in wanted else None,
+        "extraction": {name: _extraction(found, sizes) for name, found in extraction.items()},
+        "compared": None if smaller is None else _compared(config, topology, smaller, sizes, training),
+        "advice": advice(training, run),
+    }
+
+
+def times(programs: Sequence[Program], topology: Topology) -> dict[str, float | None]:
+    """Seconds of programs one after another, by several accounts; None where there is none.
+
+    - `roofline`: each instruction at the rate of its products or its traffic, then every message by itself.
+    - `overlapped`: the same, were all messages sent beside the computing.
+    - `compiler`: the compiler's optimum, without messages.
+    - `cycles`: the compiler's estimates of single instructions, without messages.
+    """
+    if not topology.chip.flops or any(program.refused for program in programs):
+        return dict.fromkeys(("roofline", "overlapped", "compiler", "cycles"))
+    cycles = sum(program.costs.cycles for program in programs)
+    return {
+        "roofline": sum(program.costs.seconds for program in programs),
+        "overlapped": sum(program.costs.overlapped for program in programs),
+        "compiler": sum(program.seconds for program in programs) or None,
+        "cycles": cycles / topology.chip.clock if cycles and topology.chip.clock else None,
+    }
+
+
+def _program(program: Program, topology: Topology) -> dict[str, Any]:
+    return {
+        "name": program.name,
+        "flops": program.costs.flops,
+        "bytes_moved": program.costs.bytes,
+        "computing_seconds": program.costs.busy,
+        "sending_seconds": program.costs.sending,
+        "compiler": {"flops": program.flops, "bytes": program.bytes, "seconds": program.seconds},
+        "memory": dataclasses.asdict(program.memory),
+        "collectives": _collectives(program, topology),
+        "uncounted_loops": program.costs.unknown_loops,
+        "compile_seconds": program.compile_seconds,
+        "refused": program.refused,
+    }
+
+
+def _collectives(program: Program, topology: Topology) -> list[dict[str, Any]]:
+    """By kind and group, the largest first."""
+    found: dict[tuple[str, int, bool], dict[str, Any]] = defaultdict(
+        lambda: {"count": 0.0, "bytes": 0.0, "seconds": 0.0}
+    )
+    for sent in program.costs.collectives:
+        entry = found[sent.kind, sent.group, sent.across]
+        entry["count"] += sent.times
+        entry["bytes"] += sent.times * sent.bytes
+        entry["seconds"] += sent.times * message_seconds(sent, topology)
+    named = [
+        {"kind": kind, "chips": group, "between_hosts": across, **entry}
+        for (kind, group, across), entry in found.items()
+        if group > 1
+    ]
+    return sorted(named, key=lambda entry: -entry["bytes"])
+
+
+def _step(step: StepPlan, run: RunShapes) -> dict[str, Any]:
+    found = times(step.programs, run.topology)
+    available = run.topology.chip.memory
+    return {
+        "programs": [_program(program, run.topology) for program in step.programs],
+        "bytes": step.groups,
+        "total_bytes": step.total,
+        "available_bytes": available,
+        "fits": None if not available else not step.refused and step.total <= available,
+        "refused": step.refused,
+        "seconds": found,
+        "examples_per_second": run.sizes.batch / found["roofline"] if found["roofline"] else None,
+        "flops": sum(program.costs.flops for program in step.programs),
+        "bytes_moved": sum(program.costs.bytes for program in step.programs),
+        "compile_seconds": sum(program.compile_seconds for program in step.programs),
+    }
+
+
+def _evaluation(found: EvaluationPlan, run: RunShapes) -> dict[str, Any]:
+    topology = run.topology
+    each = [times([program], topology)["roofline"] for program in found.programs]
+    known = [second * times_run for second, times_run in zip(each, found.runs, strict=True) if second is not None]
+    whole = sum(known) if len(known) == len(each) else None
+    return {
+        "programs": [
+            {**_program(program, topology), "runs": runs}
+            for program, runs in zip(found.programs, found.runs, strict=True)
+        ],
+        "total_bytes": found.total,
+        "available_bytes": topology.chip.memory,
+        "fits": None if not topology.chip.memory else not found.refused and found.total <= topology.chip.memory,
+        "refused": found.refused,
+        "seconds": whole,
+        "users_per_second": run.sizes.users / whole if whole else None,
+    }
+
+
+def _extraction(found: ExtractionPlan, sizes: Sizes) -> dict[str, Any]:
+    program = found.program
+    return {
+        "batch": found.items,
+        "flops": program.costs.flops,
+        "memory": dataclasses.asdict(program.memory),
+        "compile_seconds": program.compile_seconds,
+        "refused": program.refused,
+        "items_per_second_and_chip": found.rate or None,
+        "chip_hours": sizes.items / found.rate / 3600 if found.rate else None,
+    }
+
+
+def _compared(
+    config: RunConfig, topology: Topology, smaller: Topology, sizes: Sizes, training: dict[str, Any]
+) -> dict[str, Any]:
+    """The step on a smaller slice: with the same batch, and with the same batch a chip."""
+    part = topology.chips // smaller.chips
+    fewer = dataclasses.replace(
+        sizes, batch=sizes.batch // part, distinct=sizes.distinct // part, steps=sizes.steps // part
+    )
+    found: dict[str, Any] = {"topology": smaller.name, "chips": smaller.chips}
+    for name, chosen in (("same_batch", sizes), ("same_batch_a_chip", fewer)):
+        run = run_shapes(config, smaller, chosen)
+        made = _step(plan_step(run), run)
+        # Examples a second and chip of the larger, as a share of those of the smaller.
+        share = chosen.batch / sizes.batch * topology.chips / smaller.chips
+        found[name] = {
+            "batch": chosen.batch,
+            "total_bytes": made["total_bytes"],
+            "fits": made["fits"],
+            "seconds": made["seconds"],
+            "efficiency": {
+                account: None
+                if not made["seconds"][account] or not training["seconds"][account]
+                else made["seconds"][account] / training["seconds"][account] / share
+                for account in training["seconds"]
+            },
+        }
+    return found

@@ -1,0 +1,342 @@
+"""A model and the stream that it learns from: one window is trained from given parameters, another tested."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool
+
+from mmrec_jax import experiment
+from mmrec_jax.config import VALIDATED, RunConfig
+from mmrec_jax.data.batches import TrainingStream
+from mmrec_jax.data.prepared import Examples
+from mmrec_jax.data.rows import Rows
+from mmrec_jax.errors import ConfigError, EmptySplitError
+from mmrec_jax.evaluation.blocks import BlockShape, inner_block, pair_capacity
+from mmrec_jax.evaluation.evaluate import EvaluationResult, evaluate
+from mmrec_jax.objectives import log_popularity
+from mmrec_jax.parallel.preemption import REQUEST
+from mmrec_jax.streaming import examples, growth
+from mmrec_jax.streaming.memory import Events, Memory
+from mmrec_jax.streaming.table import PaddedTable, StatesOf
+from mmrec_jax.streaming.utilisation import with_evaluations
+from mmrec_jax.streaming.windows import Window
+from mmrec_jax.training.kept import KeptSteps
+from mmrec_jax.training.loop import fit
+from mmrec_jax.training.scorer import SequentialScorer
+from mmrec_jax.training.sequential import SequentialFrozen, SequentialRecommendation
+from mmrec_jax.training.step import Programs, seed_keys
+from mmrec_jax.training.trees import host_copy
+from mmrec_jax.types import Params
+
+USERS_A_CALL = 256
+_MULTIPLE = 16  # of the sizes of a batch
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training on a window gave.
+
+    Attributes:
+        params: the best ones.
+        utilisation: rung -> of each slot, of the epoch that the parameters are of; {} for models without a ladder.
+        facts: for the report: plain values.
+    """
+
+    params: Params
+    utilisation: dict[str, list[float]]
+    facts: dict[str, Any]
+
+
+@dataclass
+class Learner:
+    """Holds the stream so far, the table of its items' states, and what was compiled.
+
+    Items get rows of the table in order of appearance; rows and batches have sizes that stay as they are, so that
+    windows after the first compile nothing.
+
+    Attributes:
+        config: of the run.
+        workdir: takes `windows/<number>/` while a window is trained.
+        states: of items by id; None for systems by id.
+        capacity: rows of the table.
+        run: description of what is trained, for checkpoints.
+        memory: the stream so far.
+    """
+
+    config: RunConfig
+    workdir: Path
+    states: StatesOf | None
+    capacity: int
+    run: Mapping[str, Any]
+    memory: Memory = field(init=False)
+    _table: PaddedTable | None = field(init=False, default=None)
+    _task: SequentialRecommendation | None = field(init=False, default=None)
+    _kept: KeptSteps = field(init=False, default_factory=KeptSteps)
+    _fresh: Params | None = field(init=False, default=None)
+    _sizes: Sequence[tuple[int, int]] = field(init=False, default=())
+    _pairs: int = field(init=False, default=1)
+    _validation: tuple[Examples, Bool[np.ndarray, " row"]] | None = field(init=False, default=None)
+    _windows: list[Window] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        for key in ("methods", "warm_start"):
+            if getattr(self.config, key):
+                raise ConfigError(
+                    f"{key} is not read by --mode=stream, which trains on stored states from the first on."
+                )
+        self.memory = Memory(self.config.stream)
+        if self.states is not None:
+            self._table = PaddedTable(self.states, self.capacity)
+
+    def foresee(self, windows: Sequence[Window]) -> None:
+        """Makes room for the evaluations of windows that will come: none is then compiled anew."""
+        ahead = Memory(self.config.stream)
+        for window in windows:
+            ahead.add(window)
+            self._make_room(self._tested(ahead.events, window.number), self._validated(ahead.events, window.number))
+
+    def observe(self, window: Window) -> None:
+        """Takes a window in: its events, users and items."""
+        if not self._windows:
+            self.memory = Memory(self.config.stream, window.number)
+        self._windows.append(window)
+        added = self.memory.add(window)
+        if self._table is not None:
+            self._table.add(added)
+            self.capacity = self._table.capacity
+        while self.memory.num_items > self.capacity:
+            self.capacity *= 2
+
+    def forget(self, oldest: int) -> None:
+        """Forgets windows before one, and users and items that only they had; others get numbers anew, as if the stream
+        had begun there."""
+        kept = [window for window in self._windows if window.number >= oldest]
+        if len(kept) == len(self._windows):
+            return
+        self._windows = []
+        if self.states is not None:
+            self._table = PaddedTable(self.states, self.capacity)
+        for window in kept:
+            self.observe(window)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the table, padding included."""
+        return self.capacity + 1
+
+    def folder(self, number: int) -> Path:
+        """Where a window is trained."""
+        return self.workdir / "windows" / f"{number:04d}"
+
+    def fresh(self) -> Params:
+        """Parameters to begin with; what the model measures of its items, it measures on those of the first window."""
+        if self._fresh is None:
+            filled = None if self._table is None else self._table.filled
+            shares = jnp.zeros(self.rows if filled is None else filled.num_rows)
+            frozen = SequentialFrozen(filled, shares)
+            key = seed_keys(self.config.training.seed)[0]
+            self._fresh = host_copy(Programs(self.task.init)((), key, frozen))
+        return self._fresh
+
+    @property
+    def task(self) -> SequentialRecommendation:
+        """The model with its objective; the same object as long as the shapes stay."""
+        if self._task is None:
+            table = None if self._table is None else self._table.table
+            self._task = replace(experiment.build_task(self.config, table, self.rows), validator=self._validate)
+        return self._task
+
+    def fit_capacity(self, params: Params) -> None:
+        """Makes the model hold as many experts a rung as the parameters do; other shapes are compiled anew."""
+        slots = {rung.capacity for rung in growth.rungs(params).values()}
+        if slots and slots != {self.config.model.capacity}:
+            model = replace(self.config.model, capacity=slots.pop())
+            self.config, self._task = replace(self.config, model=model), None
+
+    def train(self, number: int, params: Params | None) -> Trained:
+        """Trains on a window as `stream.learner` says, or goes on with that training where it was interrupted.
+
+        Args:
+            number: of the window, which was observed.
+            params: to begin with; None for fresh ones.
+
+        Raises:
+            EmptySplitError: the window has nothing to train on, or nothing to validate with.
+        """
+        start = time.perf_counter()
+        params = self.fresh() if params is None else params
+        self.fit_capacity(params)
+        config, rows = self.config, self._rows(number)
+        self._validation = self._validating(number)
+        training = replace(
+            config.training,
+            seed=(config.training.seed + number - 1) % 2**32,
+            compilation_cache_dir="",
+            learning_curve=False,
+            tensorboard=False,
+        )
+        stream = self._stream(rows, training.seed, f"window {number}")
+        try:
+            place, frozen = self.folder(number), self._frozen(rows)
+            fitted = fit(
+                self.task,
+                frozen,
+                stream,
+                training,
+                place,
+                dict(self.run),
+                params,
+                kept=self._kept,
+                stop=REQUEST.boundary,
+            )
+            best = next((entry for entry in fitted.history if entry["step"] == fitted.best_step), {})
+            measured = {
+                name.removeprefix("utilisation/"): list(values)
+                for name, values in best.get("measured", {}).items()
+                if name.startswith("utilisation/")
+            }
+            if measured and config.stream.utilisation == "paper":
+                encoded = sum(int(np.sum(batch.items > 0)) for batch in stream.sample(stream.batches_per_epoch)[0])
+                measured = with_evaluations(self.task, fitted.params, frozen, measured, encoded)
+        finally:
+            stream.close()
+        facts = {
+            "rows": len(rows),
+            "targets": int(examples.popularity(rows, self.rows).sum()),
+            "validation_examples": len(self._validation[0]),
+            "epochs": len(fitted.history),
+            "best_epoch": best.get("epoch"),
+            "steps": fitted.step,
+            "seconds": time.perf_counter() - start,
+            "step_seconds": sum(entry["seconds"] for entry in fitted.history),
+            "peak_memory_bytes": max((entry["peak_memory_bytes"] for entry in fitted.history), default=0),
+            "validation": {config.training.monitor: fitted.best_value},
+        }
+        return Trained(fitted.params, measured, facts)
+
+    def scorer(self, params: Params) -> SequentialScorer:
+        """Vectors of all items so far, and of users."""
+        self.fit_capacity(params)
+        return SequentialScorer(self.task, params, self._frozen(None))
+
+    def test(self, scorer: SequentialScorer, number: int) -> EvaluationResult | None:
+        """The evaluation on a window that was observed and not trained on, over all items so far; None where no user of
+        the window can be tested."""
+        return self._evaluate(scorer, self._tested(self.memory.events, number), self.known)
+
+    def held_out(self, scorer: SequentialScorer, number: int) -> EvaluationResult | None:
+        """The evaluation on the part of a window that validated, over all items so far."""
+        return self._evaluate(scorer, self._validated(self.memory.events, number), self.known)
+
+    @property
+    def known(self) -> Bool[np.ndarray, " row"]:
+        """Rows of the items so far."""
+        rows = np.arange(self.rows)
+        return (rows > 0) & (rows <= self.memory.num_items)
+
+    def _rows(self, number: int) -> Rows:
+        stream, model = self.config.stream, self.config.model
+        windows = np.arange(1, number + 1) if stream.learner == "retrain_all" else np.asarray([number])
+        own = examples.rows(self.memory.events, windows, model.length, model.window, stream.context)
+        if not len(own):
+            raise EmptySplitError(
+                f"window {number} has no event to train on: every user has one event in it, or only such that "
+                "validate. Lower stream.windows or stream.valid_fraction, or set stream.context='all'."
+            )
+        if stream.learner == "replay" and number > 1:
+            old = examples.rows(self.memory.events, np.arange(1, number), model.length, model.window, stream.context)
+            count = min(round(stream.replay * len(own)), len(old))
+            rng = np.random.default_rng([self.config.training.seed, number])
+            own = examples.joined(own, old, np.sort(rng.choice(len(old), count, replace=False)))
+        return own
+
+    def _validating(self, number: int) -> tuple[Examples, Bool[np.ndarray, " row"]]:
+        found = self._validated(self.memory.events, number)
+        if not len(found):
+            raise EmptySplitError(
+                f"no user of window {number} has an event that validates and one before it: raise "
+                "stream.valid_fraction, lower stream.windows, or set stream.validation='user'."
+            )
+        if self.config.stream.valid_candidates == "seen":
+            return found, self.known
+        return found, examples.validating_items(self.memory.events, number, self.rows)
+
+    def _validate(self, task, params, frozen) -> dict[str, float]:
+        assert self._validation is not None
+        k = int(self.config.training.monitor.split("@")[1])
+        scorer = SequentialScorer(task, params, frozen)
+        result = self._evaluate(scorer, *self._validation, ks=(k,))
+        assert result is not None
+        return {f"{name}@{k}": result.metrics[f"{name}@{k}"] for name in VALIDATED}
+
+    def _evaluate(
+        self,
+        scorer: SequentialScorer,
+        found: Examples,
+        candidates: Bool[np.ndarray, " row"],
+        ks: tuple[int, ...] = (),
+    ) -> EvaluationResult | None:
+        if not len(found):
+            return None
+        self._make_room(found)
+        config = self.config.evaluation
+        settings = replace(config, ks=ks or config.ks, lists=False, slices=False, bootstrap=0)
+        return evaluate(
+            scorer,
+            found,
+            np.zeros(self.rows, np.int64),
+            length=self.config.model.length,
+            config=settings,
+            candidates=candidates,
+            blocks=BlockShape(USERS_A_CALL, self._pairs),
+        )
+
+    def _make_room(self, *found: Examples) -> None:
+        """Lets evaluations have as many pairs of users and seen items in a block as the fullest one needs."""
+        inner = inner_block(USERS_A_CALL, self.rows)
+        self._pairs = max(self._pairs, *(pair_capacity(part.histories, inner) for part in found if len(part)), 1)
+
+    def _tested(self, events: Events, number: int) -> Examples:
+        stream = self.config.stream
+        return examples.tested(
+            events, number, min_events=stream.min_events, context=stream.context, targets=stream.targets
+        )
+
+    def _validated(self, events: Events, number: int) -> Examples:
+        stream = self.config.stream
+        return examples.validated(events, number, context=stream.context, targets=stream.valid_targets)
+
+    def _frozen(self, rows: Rows | None) -> SequentialFrozen:
+        """What the task reads: states, and how popular items are among what is trained on."""
+        counts = np.zeros(self.rows, np.int64) if rows is None else examples.popularity(rows, self.rows)
+        table = None if self._table is None else self._table.table
+        return SequentialFrozen(table, jax.device_put(np.asarray(log_popularity(jnp.asarray(counts)))))
+
+    def _stream(self, rows: Rows, seed: int, fingerprint: str) -> TrainingStream:
+        settings = {
+            "batch_size": self.config.training.batch_size,
+            "seed": seed,
+            "shard_index": 0,
+            "shard_count": 1,
+            "size_multiple": _MULTIPLE,
+        }
+        stream = TrainingStream(
+            rows, num_items=self.capacity, fingerprint=fingerprint, epochs=0, sizes=self._sizes, **settings
+        )
+        if not self._sizes:
+            # Two sizes that suit this window, and one that holds any batch of any window.
+            batch, length = self.config.training.batch_size, self.config.model.length
+            distinct, steps = min(self.capacity, batch * (length + 1)) + 1, batch * length
+            largest = -(-distinct // _MULTIPLE) * _MULTIPLE, -(-steps // _MULTIPLE) * _MULTIPLE
+            self._sizes = list(dict.fromkeys([*stream.sizes()[:2], largest]))
+            stream.close()
+            return self._stream(rows, seed, fingerprint)
+        return stream

@@ -1,0 +1,211 @@
+"""What a stream came to: a table, `stream.json`, `stream.csv`, quality over time and the lives of experts."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Reports = Sequence[Mapping[str, Any]]
+"""One entry a trained window, as `protocol.StreamRun` leaves them."""
+
+
+def summary(reports: Reports, metric: str) -> dict[str, Any]:
+    """Means over the tested windows, each window counting the same (papers.md 4 f), and what the stream took.
+
+    Returns:
+        `metrics` (mean over windows), `windows` (how many were tested), `forgetting` (see there), `seconds`,
+        `recompilations` (after the first window), `peak_memory_bytes`, and `time_ratio`: seconds of training a target
+        and epoch in the last window over those in the first that compiled nothing; None where there are not two.
+    """
+    tested = [report["test"]["metrics"] for report in reports if report.get("test", {}).get("examples")]
+    by_user = [report["test"]["by_user"] for report in reports if report.get("test", {}).get("by_user")]
+    return {
+        "windows": len(tested),
+        "metrics": _means(tested),
+        **({"by_user": _means(by_user)} if by_user else {}),
+        "forgetting": forgetting(reports, metric),
+        "seconds": sum(sum(report.get("seconds", {}).values()) for report in reports),
+        "training_seconds": sum(report["training"]["seconds"] for report in reports),
+        "recompilations": sum(report.get("recompilations", 0) for report in reports[1:]),
+        "peak_memory_bytes": max((r["training"].get("peak_memory_bytes", 0) for r in reports), default=0),
+        "time_ratio": time_ratio(reports),
+    }
+
+
+def forgetting(reports: Reports, metric: str) -> dict[str, float]:
+    """Loss on held-out parts of earlier windows since their best, after the last window that was tested.
+
+    Returns:
+        Window -> the metric's highest value over all models so far minus its value under the last one, and `mean` of
+        them; {} where fewer than two windows were trained. The last window's own part is not among them.
+    """
+    rows = [report["held_out"] for report in reports if report.get("held_out")]
+    if len(rows) < 2:
+        return {}
+    last = rows[-1]
+    newest = max(last, key=int)
+    found = {
+        window: max(row[window][metric] for row in rows if window in row) - values[metric]
+        for window, values in last.items()
+        if window != newest
+    }
+    return {**found, "mean": float(np.mean(list(found.values())))} if found else {}
+
+
+def time_ratio(reports: Reports) -> float | None:
+    """Seconds of steps for a target, last window over first; evaluation and compilation are in neither."""
+    each = [
+        report["training"]["step_seconds"] / (report["training"]["targets"] * report["training"]["epochs"])
+        for report in reports
+        if report["training"].get("epochs")
+    ]
+    return each[-1] / each[0] if len(each) > 1 else None
+
+
+def as_csv(reports: Reports) -> str:
+    """A record a trained window; metrics as fractions of 1, empty where it was not tested."""
+    names = list(dict.fromkeys(name for r in reports for name in r.get("test", {}).get("metrics", {})))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    plain = ["window", "events", "items", "new_items", "users"]
+    own = ["epochs", "best_epoch", "seconds", "peak_memory_bytes"]
+    writer.writerow(
+        [
+            *plain,
+            *own,
+            "trainable",
+            "total",
+            "experts",
+            "pruned",
+            "born",
+            "recompilations",
+            "tested_on",
+            "examples",
+            *names,
+        ]
+    )
+    for report in reports:
+        test, parameters = report.get("test", {}), report["parameters"]
+        experts = " ".join(f"{rung}:{len(held)}" for rung, held in report["experts"].items())
+        writer.writerow(
+            [
+                *(report[key] for key in plain),
+                *(report["training"].get(key, "") for key in own),
+                parameters["trainable"],
+                parameters["total"],
+                experts,
+                len(report["pruned"]),
+                len(report["born"]),
+                report.get("recompilations", 0),
+                test.get("window", ""),
+                test.get("examples", ""),
+                *(test.get("metrics", {}).get(name, "") for name in names),
+            ]
+        )
+    return text.getvalue()
+
+
+def table(reports: Reports, title: str) -> Table:
+    """The windows side by side: new items, seconds of training, experts of all rungs and how many were then pruned and
+    added, metrics on the next window in percent, and their means."""
+    from rich.table import Table
+
+    names = list(dict.fromkeys(name for r in reports for name in r.get("test", {}).get("metrics", {})))[:4]
+    names = sorted(names, key=lambda name: (not name.startswith("HR"), int(name.partition("@")[2])))
+    grid = Table(title=title)
+    columns = ["window", "new", "s", "experts", "-/+", *names]
+    for column in columns:
+        grid.add_column(column, justify="right")
+    for report in reports:
+        test = report.get("test", {})
+        experts = [len(held) for held in report["experts"].values()]
+        grid.add_row(
+            str(report["window"]),
+            f"{report['new_items']:,}",
+            f"{report['training']['seconds']:.1f}",
+            str(sum(experts)) if experts else "",
+            f"{len(report['pruned'])}/{len(report['born'])}",
+            *(f"{100 * test['metrics'][name]:.2f}" if test.get("examples") else "" for name in names),
+        )
+    means = _means([report["test"]["metrics"] for report in reports if report.get("test", {}).get("examples")])
+    if means:
+        grid.add_section()
+        grid.add_row("mean", *[""] * (len(columns) - len(names) - 1), *(f"{100 * means[name]:.2f}" for name in names))
+    return grid
+
+
+def plot_quality(reports: Reports, path: Path, metrics: Iterable[str]) -> None:
+    """Metrics of each tested window, and on the held-out parts of all windows so far, into a PNG."""
+    figure, save = _figure(8, 4)
+    axes = figure.add_subplot(xlabel="window that was tested", ylabel="percent")
+    tested = [report for report in reports if report.get("test", {}).get("examples")]
+    for number, name in enumerate(metrics):
+        shown = [report for report in tested if name in report["test"]["metrics"]]
+        windows = [report["test"]["window"] for report in shown]
+        axes.plot(
+            windows, [100 * r["test"]["metrics"][name] for r in shown], f"C{number}o-", label=f"{name}, next window"
+        )
+        kept = [r for r in shown if r.get("held_out")]
+        axes.plot(
+            [report["test"]["window"] for report in kept],
+            [100 * np.mean([part[name] for part in report["held_out"].values()]) for report in kept],
+            f"C{number}.:",
+            label=f"{name}, held-out parts of the windows so far",
+        )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save(path)
+
+
+def plot_experts(reports: Reports, path: Path) -> None:
+    """Birth and death of every expert of every rung into a PNG: a line from its first to its last window, its width and
+    darkness its share of the rung's utilisation."""
+    rungs = list(dict.fromkeys(rung for report in reports for rung in report["experts"]))
+    if not rungs:
+        return
+    figure, save = _figure(8, 1 + 1.6 * len(rungs))
+    first = None
+    for place, rung in enumerate(rungs, 1):
+        first = axes = figure.add_subplot(len(rungs), 1, place, sharex=first, ylabel=rung)
+        lines: dict[tuple[int, int], int] = {}
+        for report in reports:
+            for expert in report["experts"].get(rung, ()):
+                line = lines.setdefault((expert["born"], expert["slot"]), len(lines))
+                share = 0.5 if expert["utilisation"] is None else expert["utilisation"]
+                colour = "C1" if expert["trainable"] else "C0"
+                axes.plot(
+                    [report["window"] - 0.5, report["window"] + 0.5],
+                    [line, line],
+                    colour,
+                    linewidth=2 + 8 * share,
+                    alpha=0.25 + 0.75 * share,
+                    solid_capstyle="butt",
+                )
+            gone = {(p["slot"]) for p in report["pruned"] if p["rung"] == rung}
+            for expert in report["experts"].get(rung, ()):
+                if expert["slot"] in gone:
+                    axes.plot(report["window"] + 0.5, lines[expert["born"], expert["slot"]], "kx")
+        axes.set_yticks(range(len(lines)), [f"from {born}" for born, _ in lines])
+    figure.axes[-1].set_xlabel("window trained on (orange: trained, blue: frozen, x: pruned)")
+    save(path)
+
+
+def _figure(width: float, height: float):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, lambda path: figure.savefig(path, dpi=120)
+
+
+def _means(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([entry[name] for entry in entries])) for name in (entries[0] if entries else ())}

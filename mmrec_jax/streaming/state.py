@@ -1,0 +1,99 @@
+"""How far a stream is: one checkpoint after each phase, whole or not there at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmrec_jax.errors import CheckpointError
+from mmrec_jax.streaming.windows import Window
+from mmrec_jax.training import manifest as manifests
+from mmrec_jax.training.checkpoints import Checkpoints
+from mmrec_jax.types import Params
+
+FOLDER = "stream"
+PHASES = ("test", "promote", "prune", "expand", "train")
+"""What happens when a window comes: the model of the windows before is tested on it, put in service or not, pruned and
+grown, and then trained on it. (The paper counts a turn from training to expansion; the order is the same.)"""
+
+
+@dataclass
+class StreamState:
+    """The position in the stream, with plain values only.
+
+    Attributes:
+        window: number of the window that came last.
+        phase: of `PHASES`, the last that is done with it.
+        seen: name and number of events of each window so far.
+        utilisation: rung -> of each slot, from the window that was trained last.
+        reports: one entry a window that was trained on, see `protocol`.
+    """
+
+    window: int = 0
+    phase: str = PHASES[-1]
+    seen: list[list] = field(default_factory=list)
+    utilisation: dict[str, list[float]] = field(default_factory=dict)
+    reports: list[dict[str, Any]] = field(default_factory=list)
+
+    def done(self, window: int, phase: str) -> bool:
+        """Whether a phase of a window is done."""
+        return (window, PHASES.index(phase)) <= (self.window, PHASES.index(self.phase))
+
+    def check(self, window: Window) -> None:
+        """Makes sure that a window is the one that came before under its number, or notes it.
+
+        Raises:
+            CheckpointError: it is another.
+        """
+        told = [window.name, len(window)]
+        if window.number <= len(self.seen):
+            if (before := list(self.seen[window.number - 1])) != told:
+                raise CheckpointError(
+                    f"window {window.number} was {before[0]!r} with {before[1]} events, and is {told[0]!r} with "
+                    f"{told[1]}: the stream goes on with the data that it began with. Put it back, or choose another "
+                    "--workdir."
+                )
+        else:
+            self.seen.append(told)
+
+
+class StreamCheckpoints:
+    """Saves and finds a stream's state.
+
+    Args:
+        workdir: of the run.
+        run: description of what is trained; a checkpoint of something else is refused.
+    """
+
+    def __init__(self, workdir: Path, run: Mapping[str, Any]) -> None:
+        self._run = run
+        self._checkpoints = Checkpoints(workdir / FOLDER)
+
+    def close(self) -> None:
+        """Releases the directory."""
+        self._checkpoints.__exit__()
+
+    def load(self) -> tuple[StreamState, Params | None]:
+        """The newest state, or that of a stream that has not begun.
+
+        Raises:
+            CheckpointError: it is of something else, or all checkpoints are damaged.
+        """
+        found = self._checkpoints.resume()
+        if found is None:
+            return StreamState(), None
+        checkpoint = found[0]
+        manifests.check(checkpoint.manifest, self._run, None, f"The stream in {self._checkpoints.directory}")
+        saved = {key: value for key, value in checkpoint.manifest["progress"].items() if key != "best_step"}
+        return StreamState(**saved), checkpoint.params
+
+    def save(self, state: StreamState, params: Params) -> None:
+        """Writes a state, and removes all but the last two."""
+        step = state.window * len(PHASES) + PHASES.index(state.phase)
+        position = {"step": np.int32(step)}
+        self._checkpoints.save(step, params, None, position, self._run, dataclasses.asdict(state))

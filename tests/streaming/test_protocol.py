@@ -1,0 +1,90 @@
+"""A stream is lived through window by window; killed between any two phases it ends with the same bits."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from mmrec_jax.errors import CheckpointError
+from mmrec_jax.streaming.protocol import StreamRun
+from mmrec_jax.streaming.state import StreamCheckpoints
+from mmrec_jax.training.manifest import checksums
+from mmrec_jax.training.trees import host_copy
+from tests.streaming.conftest import learner, settings
+
+CLOCK = ("seconds", "recompilations")
+
+
+def lived(config, workdir, windows, promotion=None, last=4):
+    """The stream's run, its reports and final parameters' checksums."""
+    own = learner(config, workdir)
+    own.foresee(windows)
+    stream = StreamRun(own, promotion, say=lambda line: None)
+    try:
+        reports = stream.run(windows, last=last)
+    finally:
+        stream.close()
+    return stream, reports, checksums(host_copy(stream.params))
+
+
+def timeless(reports):
+    """Reports without what depends on the clock."""
+    found = copy.deepcopy([{key: value for key, value in report.items() if key not in CLOCK} for report in reports])
+    for report in found:
+        for key in ("seconds", "step_seconds", "peak_memory_bytes"):
+            report["training"].pop(key, None)
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(windows, tmp_path_factory):
+    return lived(settings(), tmp_path_factory.mktemp("stream"), windows)
+
+
+def test_each_window_but_the_last_is_trained_and_tested_on_the_next(undisturbed):
+    _, reports, _ = undisturbed
+    assert [report["window"] for report in reports] == [1, 2, 3]
+    assert [report["test"]["window"] for report in reports] == [2, 3, 4]
+    assert [report["test"]["users"] for report in reports] == [24, 24, 24]
+    assert [report["test"]["items"] for report in reports] == [26, 33, 40]  # new items are ranked too
+    assert [sorted(report["held_out"]) for report in reports] == [["1"], ["1", "2"], ["1", "2", "3"]]
+    assert all(report["training"]["epochs"] == 2 for report in reports)
+
+
+def test_nothing_is_compiled_after_the_first_window(undisturbed):
+    _, reports, _ = undisturbed
+    assert reports[0]["recompilations"] > 0
+    assert [report["recompilations"] for report in reports[1:]] == [0, 0]
+
+
+def test_killed_between_phases_it_ends_with_the_same_bits(windows, undisturbed, tmp_path, monkeypatch):
+    saves = []
+    save = StreamCheckpoints.save
+
+    def killed(self, state, params):
+        save(self, state, params)
+        saves.append((state.window, state.phase))
+        if saves[-1] in ((2, "prune"), (3, "test")):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(StreamCheckpoints, "save", killed)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            lived(settings(), tmp_path, windows)
+    _, reports, params = lived(settings(), tmp_path, windows)
+    assert params == undisturbed[2]
+    assert timeless(reports) == timeless(undisturbed[1])
+    assert len(set(saves)) == len(saves)  # nothing is done twice
+
+
+def test_a_finished_stream_is_only_remembered(windows, undisturbed):
+    stream, reports, params = lived(settings(), undisturbed[0].learner.workdir, windows)
+    assert (reports, params) == (undisturbed[1], undisturbed[2])
+    assert not (stream.learner.folder(1) / "checkpoints").exists()
+
+
+def test_other_data_under_the_same_number_is_refused(windows, undisturbed):
+    changed = [*windows[:1], type(windows[1])(2, "w2", windows[1].events[:-3]), *windows[2:]]
+    with pytest.raises(CheckpointError, match="window 2 was 'w2' with 192 events, and is 'w2' with 189"):
+        lived(settings(), undisturbed[0].learner.workdir, changed)

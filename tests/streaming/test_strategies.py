@@ -1,0 +1,141 @@
+"""Learners of a stream, the growth of a ladder along it, and what is reported."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from mmrec_jax.errors import ConfigError
+from mmrec_jax.streaming import growth, reports
+from mmrec_jax.streaming.table import PaddedTable
+from mmrec_jax.streaming.utilisation import with_evaluations
+from tests.streaming.conftest import ITEMS, learner, settings, states
+from tests.streaming.test_protocol import lived
+
+LADDER = {"system": "xsmoe", "fusion.kind": "add", "model.capacity": 2, "training.epochs": 1}
+
+
+def experts(found):
+    return [{rung: len(held) for rung, held in report["experts"].items()} for report in found]
+
+
+@pytest.fixture(scope="module")
+def grown(windows, tmp_path_factory):
+    """A ladder of two slots a rung: full after the first window."""
+    return lived(settings(**LADDER, **{"stream.threshold": 0.0}), tmp_path_factory.mktemp("grown"), windows)
+
+
+def test_each_window_adds_an_expert_a_rung_and_trains_it_alone(grown):
+    _, found, _ = grown
+    rungs = ["picture_1", "picture_2", "words_1", "words_2"]
+    assert experts(found) == [dict.fromkeys(rungs, 1), dict.fromkeys(rungs, 2), dict.fromkeys(rungs, 2)]
+    for report in found[1:]:
+        for held in report["experts"].values():
+            assert sum(expert["trainable"] for expert in held) == 1
+            assert sum(expert["utilisation"] for expert in held) == pytest.approx(1)
+    assert [expert["born"] for expert in found[1]["experts"]["words_1"]] == [0, 1]
+    # At capacity the least used one made room.
+    assert len(found[1]["pruned"]) == len(rungs)
+    assert {2} <= {expert["born"] for expert in found[2]["experts"]["words_1"]}
+    assert found[1]["parameters"]["trainable"] == found[2]["parameters"]["trainable"]
+
+
+def test_growth_compiles_nothing(grown):
+    assert [report["recompilations"] for report in grown[1][1:]] == [0, 0]
+
+
+@pytest.mark.parametrize(("rule", "held", "capacity"), [("stop", 1, 1), ("grow", 2, 2)])
+def test_at_capacity_a_ladder_can_stop_or_grow(rule, held, capacity, windows, tmp_path):
+    changes = {"stream.threshold": 0.0, "model.capacity": 1, "stream.at_capacity": rule}
+    stream, found, _ = lived(settings(**(LADDER | changes)), tmp_path, windows[:3], last=3)
+    assert [report["pruned"] for report in found] == [[], []]
+    assert [now["words_1"] for now in experts(found)] == [1, held]
+    assert {rung.capacity for rung in growth.rungs(stream.params).values()} == {capacity}
+    assert (found[1]["recompilations"] > 0) == (rule == "grow")  # the arrays grew before the second training
+
+
+def test_switched_off_nothing_grows(windows, tmp_path):
+    found = lived(settings(**LADDER, **{"stream.expand": False}), tmp_path, windows[:3], last=3)[1]
+    assert [held["words_1"] for held in experts(found)] == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["frozen", "replay", "retrain_window", "retrain_all"])
+def test_learners_train_on_what_they_say(name, windows, tmp_path):
+    plain = settings("sasrec", **{"stream.learner": name, "stream.replay": 0.5, "training.epochs": 1})
+    _, found, _ = lived(plain, tmp_path, windows[:3], last=3)
+    rows = [report["training"].get("rows", 0) for report in found]
+    first, second = rows
+    assert (
+        second
+        == {"frozen": 0, "replay": first + round(first / 2), "retrain_window": first, "retrain_all": 2 * first}[name]
+    )
+    if name == "frozen":
+        assert found[1]["parameters"]["trainable"] == 0
+
+
+def test_reports_say_what_happened(grown, tmp_path):
+    _, found, _ = grown
+    summary = reports.summary(found, "NDCG@5")
+    assert summary["windows"] == 3
+    assert summary["metrics"]["HR@5"] == pytest.approx(np.mean([r["test"]["metrics"]["HR@5"] for r in found]))
+    best = max(report["held_out"]["1"]["NDCG@5"] for report in found)
+    assert summary["forgetting"]["1"] == pytest.approx(best - found[-1]["held_out"]["1"]["NDCG@5"])
+    assert set(summary["forgetting"]) == {"1", "2", "mean"}
+    json.dumps(summary)
+    lines = reports.as_csv(found).splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("window,events,items")
+    reports.plot_quality(found, tmp_path / "quality.png", ["HR@5", "NDCG@5"])
+    reports.plot_experts(found, tmp_path / "experts.png")
+    assert (tmp_path / "experts.png").stat().st_size > 10_000
+    assert "words" in str(found[0]["experts"])
+    assert reports.table(found, "t").row_count == 4
+
+
+def test_a_table_beyond_its_capacity_is_doubled_and_keeps_its_rows():
+    table = PaddedTable(states, 4)
+    items = [f"i{n}" for n in range(ITEMS)]
+    assert not table.add(items[:3])
+    before = np.asarray(table.table.values["words"][0])
+    assert table.add(items[3:11])
+    assert table.capacity == 16
+    after = np.asarray(table.table.values["words"][0])
+    np.testing.assert_array_equal(after[:4], before[:4])
+    np.testing.assert_array_equal(after[:12], np.asarray(states(items[:11]).values["words"][0]))
+    assert not after[12:].any()
+    assert not np.asarray(table.table.present["words"])[12:].any()
+    assert table.filled.num_rows == 12
+
+
+def test_what_a_stream_does_not_read_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="warm_start is not read by --mode=stream"):
+        learner(settings(warm_start="elsewhere"), tmp_path)
+
+
+def test_the_papers_utilisation_counts_the_items_of_evaluations(windows, tmp_path):
+    own = learner(settings(**LADDER, **{"model.experts": 2, "stream.utilisation": "paper"}), tmp_path)
+    own.observe(windows[0])
+    trained = own.train(1, None)
+    batches = {rung: [0.9, 0.1] for rung in trained.utilisation}
+    frozen = own.scorer(trained.params).frozen
+    alone, some, many = (with_evaluations(own.task, trained.params, frozen, batches, n) for n in (0, 100, 10**9))
+    for rung in batches:
+        assert sum(trained.utilisation[rung]) == pytest.approx(1)
+        assert alone[rung][0] < some[rung][0] < 0.9
+        assert many[rung] == pytest.approx([0.9, 0.1], abs=1e-5)  # the items of an evaluation are lost among so many
+        low, high = sorted((alone[rung][0], trained.utilisation[rung][0]))
+        assert high - low < 0.2  # two young experts are used alike, in batches and out of them
+
+
+def test_a_stream_that_forgets_is_one_that_begins_later(windows, tmp_path):
+    long, late = (learner(settings(), tmp_path / name) for name in ("long", "late"))
+    for window in windows[:3]:
+        long.observe(window)
+    late.observe(windows[2])
+    long.forget(3)
+    assert (long.memory.item_ids, long.memory.user_ids) == (late.memory.item_ids, late.memory.user_ids)
+    np.testing.assert_array_equal(long.memory.events.windows, np.full(len(windows[2]), 3))
+    np.testing.assert_array_equal(long.memory.events.items, late.memory.events.items)
+    assert long.known.sum() == late.memory.num_items
