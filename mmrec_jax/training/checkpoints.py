@@ -29,6 +29,7 @@ from mmrec_jax.types import Params
 FOLDER = "checkpoints"
 UNREADABLE = "unreadable"
 _STEP = "step"
+_TREES = ("params", "average", "state")
 _UNFINISHED = ".orbax-checkpoint-tmp"  # what Orbax calls a directory that it is still writing
 _NO_SPACE = {errno.ENOSPC: "No space left", errno.EDQUOT: "quota exceeded", errno.EFBIG: "File too large"}
 
@@ -84,17 +85,16 @@ class Checkpoints:
             self._remove_unfinished()
         elif not self.directory.is_dir():
             raise CheckpointError(f"{self.directory}: there is no such directory of checkpoints.")
-        # What is saved is whole in each process: one writes, and all read, without waiting for each other.
+        kinds: dict[str, Any] = {"item_names": (*_TREES, "manifest")}
         alone = ocp.options.MultiprocessingOptions()
-        if several():
+        if several():  # what is saved is whole in each process: one writes, and all read, without meeting for it
             me = jax.process_index()
             alone = ocp.options.MultiprocessingOptions(me, {me}, barrier_sync_key_prefix=f"process_{me}")
-        trees = {
-            n: ocp.StandardCheckpointHandler(multiprocessing_options=alone) for n in ("params", "average", "state")
-        }
+            trees = {name: ocp.StandardCheckpointHandler(multiprocessing_options=alone) for name in _TREES}
+            manifest = ocp.JsonCheckpointHandler(multiprocessing_options=alone)
+            kinds = {"item_handlers": {**trees, "manifest": manifest}}
         self._manager = ocp.CheckpointManager(
             self.directory,
-            item_handlers={**trees, "manifest": ocp.JsonCheckpointHandler(multiprocessing_options=alone)},
             options=ocp.CheckpointManagerOptions(
                 step_prefix=_STEP,
                 create=False,
@@ -103,6 +103,7 @@ class Checkpoints:
                 lightweight_initialize=True,
                 multiprocessing_options=alone,
             ),
+            **kinds,
         )
 
     def __enter__(self) -> Checkpoints:
