@@ -1,6 +1,6 @@
 """Which form of Adam is fastest with many small leaves: leaf by leaf, `optax.flatten`, or this library's chain.
 
-    python bench/optimizer_forms.py
+    python bench/optimizer_forms.py [--rounds 25 --steps 20]
 
 The parameters are like CROSSAN's at two modalities: 98 leaves, 1.6 million values. Forms are timed in turn, so that
 what else the machine does falls on all of them; medians and lower quartiles in milliseconds.
@@ -8,6 +8,7 @@ what else the machine does falls on all of them; medians and lower quartiles in 
 
 from __future__ import annotations
 
+import argparse
 import functools
 import time
 
@@ -18,8 +19,6 @@ import optax
 
 from mmrec_jax.training import TrainingConfig
 from mmrec_jax.training.optimizers import build_optimizer
-
-ROUNDS, STEPS = 25, 20
 
 
 def parameters() -> dict:
@@ -57,6 +56,10 @@ def step_of(optimizer: optax.GradientTransformation):
 
 def main() -> None:
     """Times all forms and prints a line for each."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=25, help="how often the forms take turns")
+    parser.add_argument("--steps", type=int, default=20, help="steps of a form at its turn")
+    options = parser.parse_args()
     params, gradients = parameters(), parameters()
     leaves = jax.tree.leaves(params)
     print(f"{len(leaves)} leaves, {sum(leaf.size for leaf in leaves):,} values")
@@ -69,14 +72,14 @@ def main() -> None:
     }
     runs = {name: [step_of(form), jax.tree.map(jnp.copy, params), form.init(params)] for name, form in forms.items()}
     times: dict[str, list[float]] = {name: [] for name in forms}
-    for _ in range(ROUNDS):
+    for _ in range(options.rounds):
         for name, (step, values, state) in runs.items():
             values, state = jax.block_until_ready(step(values, state, gradients))
             start = time.perf_counter()
-            for _ in range(STEPS):
+            for _ in range(options.steps):
                 values, state = step(values, state, gradients)
             jax.block_until_ready((values, state))
-            times[name].append((time.perf_counter() - start) / STEPS * 1e3)
+            times[name].append((time.perf_counter() - start) / options.steps * 1e3)
             runs[name][1:] = values, state
     for name, taken in times.items():
         print(f"{name:28s} median {np.median(taken):.2f} ms, lower quartile {np.percentile(taken, 25):.2f} ms")

@@ -8,9 +8,8 @@ The first adds posters to overviews on the embedded sample. The second begins wi
 posters, for CROSSAN and two other fusions of its towers, from the directory of `configs/movielens.py`; IISAN, which
 takes two modalities, has each pair.
 
-A stage begins with the parameters of the stage before. `continued` trains as often on the first modality alone: what a
-modality brings is its stage beside the same of `continued`, since both are trained as long. `cold` begins each stage
-anew.
+A stage begins with the parameters of the stage before, but for those of IISAN. `continued` trains as often on the first
+modality alone: what a modality brings is its stage beside the same of `continued`, since both are trained as long.
 
 Arguments: `movielens`, `smoke` (two epochs of shrunken models, to see that everything works), or both as
 `movielens,smoke`.
@@ -44,4 +43,3 @@ def _movielens(config, file: str) -> None:
     pairs = (("title", "overview"), ("title", "poster"), ("overview", "poster"))
     config.runs.iisan = run(file, "model.system=iisan", "fusion.kind=concat", stages=pairs, warm_start=False)
     config.runs.continued = run(file, stages=(("title",),) * 3)
-    config.runs.cold = run(file, warm_start=False)

@@ -12,7 +12,8 @@ Modes:
   plan       tells without devices or data what training, evaluation and extraction need of --topology (v5e:16x16,
              h100:1x8x8, cpu:8), whether it fits, and how fast it will be
   stream     cuts the log into windows, trains on each and tests on the next: --config=configs/xsmoe.py; the same
-             command again goes on where it was stopped
+             command again goes on where it was stopped; with --watch, the windows are files that arrive in a directory,
+             and the best model so far is in service; --rollback puts an earlier one there
   ab         compares the finished runs in --a and --b user by user
 
 Several processes are one run where --coordinator, --processes and --process say so, or the launcher does in their
@@ -40,7 +41,12 @@ from mmrec_jax.config_files import config_path, define_config, parse_flags
 from mmrec_jax.errors import ConfigError, HostError, Preempted, UserError
 
 MODES = ("train", "extract", "evaluate", "recommend", "inspect", "compare", "plan", "ab", "stream")
-ONLY = {"compare": ("configs", "seeds", "baseline", "jobs"), "ab": ("a", "b"), "plan": ("topology",)}
+ONLY = {
+    "compare": ("configs", "seeds", "baseline", "jobs"),
+    "ab": ("a", "b"),
+    "plan": ("topology",),
+    "stream": ("watch", "rollback"),
+}
 """Flags that would be passed over in silence by other modes, such as seeds that are not trained with."""
 MISTAKE, INTERRUPTED = 2, 130  # exit codes
 LOST, PREEMPTED = 69, 75  # EX_UNAVAILABLE and EX_TEMPFAIL of sysexits.h
@@ -74,6 +80,8 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     own(flags.DEFINE_list, "seeds", [], "compare: seeds. Default: those of the comparison's config, else 0.")
     own(flags.DEFINE_string, "baseline", None, "compare: method that the others are compared with. Default: the first.")
     own(flags.DEFINE_integer, "jobs", None, "compare: runs at a time. Default: one, which times them rightly.")
+    own(flags.DEFINE_string, "watch", None, "stream: directory in which windows arrive.")
+    own(flags.DEFINE_string, "rollback", None, "stream: number of the version to put in service, or `previous`.")
     own(flags.DEFINE_string, "topology", None, "plan: chips to plan for, CHIP:SHAPE, such as v5e:16x16.")
     own(flags.DEFINE_string, "a", None, "ab: workdir of a finished run.")
     own(flags.DEFINE_string, "b", None, "ab: workdir of the run that it is compared with.")
@@ -157,6 +165,11 @@ def _run(values: flags.FlagValues, argv: Sequence[str]) -> None:
     if chosen == "plan":
         modes.plan(values.config, values.topology, values.workdir, " ".join(["python -m mmrec_jax.main", *argv[1:]]))
         return
+    if values.rollback is not None:
+        if values.watch:
+            raise ConfigError("--rollback is a command of its own: call it without --watch.")
+        modes.roll_back(values.workdir, values.rollback)
+        return
     with REQUEST.heard(), joined(group, timeout, argv, _APART):
         _run_mode(values, chosen)
 
@@ -166,7 +179,9 @@ def _run_mode(values: flags.FlagValues, chosen: str) -> None:
     from mmrec_jax import modes
 
     run = modes.open_run(values.config, values.workdir, trains=chosen in ("train", "extract", "stream"))
-    if chosen == "recommend":
+    if values.watch:
+        modes.watch(run, values.watch)
+    elif chosen == "recommend":
         modes.recommend(
             run,
             users=values.users,

@@ -44,22 +44,29 @@ def held(changed: Params, params: Params) -> Params:
     return _over_slots(jnp.where, changed, params)
 
 
-def counts(params: Params) -> tuple[int, int]:
-    """How many parameters are trained, and how many there are; slots that are not in use do not count."""
-    trained = total = 0
+def sizes(params: Params) -> dict[str, tuple[int, int]]:
+    """How many values of each leaf, by its '/'-joined name, are trained, and how many there are.
+
+    Slots that are not in use do not count, nor do masks, nor what was measured of the data.
+    """
+    found: dict[str, tuple[int, int]] = {}
     for key, node in params.items():
-        if key == MEASURED:
+        if key == MEASURED or (key in MASKS and is_slots(params)):
             continue
-        if is_slots(node):
-            row = sum(int(np.prod(leaf.shape[1:])) for name, leaf in node.items() if name not in MASKS)
-            trained += row * _used(node, TRAINABLE)
-            total += row * _used(node, ACTIVE)
-        elif isinstance(node, dict):
-            below = counts(node)
-            trained, total = trained + below[0], total + below[1]
+        if isinstance(node, dict):
+            found |= {f"{key}/{name}": size for name, size in sizes(node).items()}
+        elif is_slots(params):
+            row = int(np.prod(node.shape[1:]))
+            found[key] = row * _used(params, TRAINABLE), row * _used(params, ACTIVE)
         else:
-            trained, total = trained + int(np.size(node)), total + int(np.size(node))
-    return trained, total
+            found[key] = int(np.size(node)), int(np.size(node))
+    return found
+
+
+def counts(params: Params) -> tuple[int, int]:
+    """How many parameters are trained, and how many there are, as `sizes` has them."""
+    found = sizes(params).values()
+    return sum(trained for trained, _ in found), sum(total for _, total in found)
 
 
 def _used(node: Mapping[str, Any], mask: str) -> int:

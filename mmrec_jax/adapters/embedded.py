@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
@@ -119,5 +119,5 @@ def used_names(model: nn.Module, params: Params, inputs: object, states: Iterabl
 
 
 def start_of(values: Params, names: Collection[str]) -> Params:
-    """Float32 copies of the parameters of these names: what training begins with."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), split(values, names)[0])
+    """Float32 copies, on the host, of the parameters of these names: what training begins with."""
+    return jax.tree.map(lambda leaf: np.array(leaf, np.float32), jax.device_get(split(values, names)[0]))

@@ -15,6 +15,7 @@ from mmrec_jax.adapters.towers import BACKBONE, TowerSpec
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.types import METRICS, HiddenStates
 
+EXPERT = "expert_"  # and the number of its slot: name of an expert's gate
 SAMPLED = 64  # items of a batch that utilisation is measured on; the mean over an epoch's batches is what is used
 
 
@@ -121,7 +122,7 @@ class Ladders(nn.Module):
             self.sow("norms", name, _sums(x, experts, present))
         if self.is_mutable_collection("gates"):
             gates = router(x, experts)
-            told = {f"expert_{slot}": gates[:, slot + 1] for slot in range(self.config.capacity)}
+            told = {f"{EXPERT}{slot}": gates[:, slot + 1] for slot in range(self.config.capacity)}
             self.sow("gates", modality, {BACKBONE: gates[:, 0]} | told)
 
 

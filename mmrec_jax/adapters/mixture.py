@@ -116,12 +116,13 @@ def _last_forward(x, backbone, experts, kernel, trained, frozen):
 def _last_backward(trained, frozen, saved, by_out):
     x, backbone, experts, kernel, gates, before, share, mixed, through = saved
     by_mixed = by_out @ kernel
-    by_through = transposed(_gated(gates, before * share)) @ by_out
+    # Written with the narrow factor transposed: [item, slot x bottleneck] is slow to transpose.
+    by_through = transposed(by_out) @ _gated(gates, before * share)
     by_gated = by_out @ through.T
     by_first = jnp.sum(by_mixed * (backbone - x), axis=1)
     by_x, by_down, by_rows, slots = _to_input(x, experts, gates, before, share, by_gated, by_first, trained, frozen)
-    by_kernel = transposed(by_out) @ mixed + by_through.T @ _flat(experts.up)
-    by_up = by_through.reshape(*experts.up.shape[:2], -1)[slots].reshape(-1, kernel.shape[0]) @ kernel
+    by_kernel = transposed(by_out) @ mixed + by_through @ _flat(experts.up)
+    by_up = _of_slots(by_through, slots, experts).T @ kernel
     by_x = jnp.zeros_like(x) if by_x is None else by_x + (1 - gates[:, :1]) * by_mixed
     return by_x, gates[:, :1] * by_mixed, _gradients(experts, slots, by_down, by_up, by_rows), by_kernel
 
@@ -176,8 +177,6 @@ def _trained(experts: Experts, most: int) -> Int[Array, " trained"]:
 def _of_slots(hidden, chosen, experts):
     """Columns of some slots."""
     slots, bottleneck, _ = experts.down.shape
-    if len(chosen) == slots:
-        return hidden.reshape(-1, slots, bottleneck)[:, chosen].reshape(len(hidden), -1)
     return jnp.take(hidden.reshape(-1, slots, bottleneck), chosen, axis=1).reshape(len(hidden), -1)
 
 

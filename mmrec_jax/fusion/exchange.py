@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.fusion.feedforward import ExpertWeights, own_expert
-from mmrec_jax.fusion.routing import Choices, capacity_of, combine, dispatch, slots
+from mmrec_jax.fusion.routing import Choices, capacity_of, combine, dispatch, joined, slots
 
 EXPERT_AXIS = "expert"
 
@@ -84,8 +84,9 @@ def _on_a_device(
 
     found, buffers = {}, []
     for name, x in vectors.items():
-        found[name] = jax.vmap(lambda each: slots(each, experts, capacity))(jax.tree.map(grouped, choices[name]))
-        filled = jax.vmap(dispatch)(grouped(x), found[name]).reshape(groups, experts, capacity, width)
+        each = jax.vmap(lambda part: slots(part, experts, capacity))(jax.tree.map(grouped, choices[name]))
+        found[name] = joined(each)
+        filled = dispatch(x, found[name]).reshape(groups, experts, capacity, width)
         buffers.append(filled.swapaxes(0, 1).reshape(experts, groups * capacity, width))
     sent = jnp.stack(buffers)
     if across:
@@ -95,10 +96,9 @@ def _on_a_device(
         computed = lax.all_to_all(computed, EXPERT_AXIS, split_axis=2, concat_axis=1, tiled=True)
     outputs, kept = {}, {}
     for name, part in zip(vectors, computed, strict=True):
-        back = part.reshape(experts, groups, capacity, width).swapaxes(0, 1).reshape(groups, -1, width)
-        combined = jax.vmap(combine)(back, grouped(choices[name].shares), found[name])
-        outputs[name] = combined.reshape(tokens, width)
-        kept[name] = (found[name].of_choice < experts * capacity).reshape(tokens, top_k)
+        back = part.reshape(experts, groups, capacity, width).swapaxes(0, 1).reshape(-1, width)
+        outputs[name] = combine(back, choices[name].shares, found[name])
+        kept[name] = (found[name].of_choice < groups * experts * capacity).reshape(tokens, top_k)
     return outputs, kept
 
 

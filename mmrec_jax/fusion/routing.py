@@ -99,6 +99,17 @@ def slots(choices: Choices, experts: int, capacity: int) -> Slots:
     )
 
 
+def joined(found: Slots) -> Slots:
+    """The slots of several groups (a leading axis) as those of one: batched gathers are far slower on CPU."""
+
+    def numbered(index: Int[Array, "group entry"], size: int) -> Int[Array, " entry"]:
+        groups = index.shape[0]
+        first = size * jnp.arange(groups, dtype=jnp.int32)[:, None]
+        return jnp.where(index < size, first + index, groups * size).reshape(-1)
+
+    return Slots(numbered(found.of_choice, found.choice.shape[1]), numbered(found.choice, found.of_choice.shape[1]))
+
+
 @jax.custom_vjp
 def rows(
     x: Float[Array, "row width"], index: Int[Array, " out"], back: Int[Array, "row reader"]

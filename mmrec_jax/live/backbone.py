@@ -11,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float, Num
 
-from mmrec_jax.adapters.config import ADDING, MethodConfig
+from mmrec_jax.adapters.config import MethodConfig
 from mmrec_jax.adapters.embedded import EmbeddedMethod, join, split, start_of, trained_names, used_names
 from mmrec_jax.adapters.peft_files import import_lora
 from mmrec_jax.backbones.backbone import Backbone, load
@@ -32,11 +32,11 @@ class LiveBackbone:
     Attributes:
         name: of the modality.
         method: what is trained inside.
-        backbone: with the method at its places; its `params` are the pretrained ones, of which those of `trained` are
-            what training begins with.
+        backbone: with the method at its places; its `params` are those that are not trained.
         head: what is kept of its states.
         trained: '/'-joined names of the parameters that are trained.
-        given: what training begins with, where a method that adds modules does not begin with fresh ones.
+        start: what training begins with, on the host: pretrained weights, or modules that were trained before; {} where
+            the method begins with fresh ones.
         encoder: the whole catalogue's states.
     """
 
@@ -45,18 +45,13 @@ class LiveBackbone:
     backbone: Backbone
     head: Head
     trained: frozenset[str]
+    start: Params = field(repr=False)
     encoder: PooledEncoder = field(repr=False)
-    given: Params | None = field(default=None, repr=False)
 
     @property
     def frozen(self) -> Params:
         """The backbone's parameters that are not trained."""
-        return split(self.backbone.params, self.trained)[1]
-
-    @property
-    def start(self) -> Params:
-        """What training begins with: weights of the backbone, or modules trained before; nothing for fresh ones."""
-        return self.given if self.given is not None else start_of(self.backbone.params, self.trained)
+        return self.backbone.params
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -65,7 +60,7 @@ class LiveBackbone:
 
     def init(self, rng: Array, start: Params) -> Params:
         """What is trained, as it begins: fresh modules, or `start`."""
-        if self.method.kind not in ADDING or self.given is not None:
+        if start:
             return jax.tree.map(jnp.asarray, start)
         example = self.backbone.example
 
@@ -181,14 +176,16 @@ def live_backbone(
     head = Head(layers, modality.pooling, modality.frame_pooling)
     check_head(backbone, head)
     trained = _trained(backbone, method, head, where)
+    start = _given(backbone, method, trained, where) if method.start else start_of(backbone.params, trained)
+    # Weights that are trained lie in the parameters: here they would take the device's memory a second time.
+    backbone = replace(backbone, params=split(backbone.params, trained)[1])
     size = extraction.batch(modality.kind, jax.default_backend())
     encoder = PooledEncoder(backbone, [head], size, packs=method.kind != "prompt")
-    given = _given(backbone, method, trained, where) if method.start else None
-    return LiveBackbone(name, method, backbone, head, frozenset(trained), encoder, given)
+    return LiveBackbone(name, method, backbone, head, frozenset(trained), start, encoder)
 
 
 def _given(backbone: Backbone, method: MethodConfig, trained: set[str], where: str) -> Params:
-    """LoRA's matrices from a folder of peft's, which must be of the method that the config says."""
+    """LoRA's matrices, on the host, from a folder of peft's, which must be of the method that the config says."""
     found, added = import_lora(method.start, backbone)
     every = method.layers == tuple(range(backbone.sizes.depth))  # as good as naming none
     asked = replace(method, dropout=0.0, chunk=0, remat=False, start="", layers=() if every else method.layers)
@@ -200,7 +197,7 @@ def _given(backbone: Backbone, method: MethodConfig, trained: set[str], where: s
         )
     if beyond := set(traverse_util.flatten_dict(added, sep="/")) - trained:
         raise ConfigError(f"{where}: start={method.start!r} has {min(beyond)}, which no state that is read depends on.")
-    return added
+    return jax.tree.map(np.array, added)
 
 
 def _trained(backbone: Backbone, method: MethodConfig, head: Head, where: str) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -42,13 +42,17 @@ class LiveFrozen:
 
     Attributes:
         backbones: modality -> the backbone's parameters that are not trained.
-        start: modality -> pretrained values of those that are, which only the start of a training reads.
+        start: modality -> what the training of those that are trained begins with, on the host; see `begun`.
         catalogue: raw inputs, on the host.
     """
 
     backbones: dict[str, Params]
     start: dict[str, Params]
     catalogue: LiveCatalogue = struct.field(pytree_node=False)
+
+    def begun(self) -> LiveFrozen:
+        """Without what only the beginning reads: on a device it would take as much memory as the trained weights."""
+        return replace(self, start={})
 
 
 @dataclass(frozen=True, eq=False)

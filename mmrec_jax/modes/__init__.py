@@ -9,6 +9,8 @@ from mmrec_jax.modes.recommend import recommend
 from mmrec_jax.modes.run import Run, open_run
 from mmrec_jax.modes.stream import stream
 from mmrec_jax.modes.train import train
+from mmrec_jax.modes.versions import roll_back
+from mmrec_jax.modes.watch import watch
 
 __all__ = [
     "Run",
@@ -20,6 +22,8 @@ __all__ = [
     "open_run",
     "plan",
     "recommend",
+    "roll_back",
     "stream",
     "train",
+    "watch",
 ]

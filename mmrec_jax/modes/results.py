@@ -32,6 +32,8 @@ def tested(
     run: Run, params: Params, history: Sequence[Mapping], best_step: int, best_value: float, ranks: str
 ) -> Outcome:
     """The outcome of a trained run; writes each user's rank to the file `ranks` of the workdir."""
+    from mmrec_jax import slots
+
     result = run.test(params)
     if writes():
         result.write_ranks(run.workdir / ranks, run.data.user_ids, run.data.item_ids)
@@ -39,6 +41,7 @@ def tested(
     epochs = [entry["seconds"] for entry in history if not entry["recompilations"]]
     training = {
         "parameters": trained_parameters(params, run.config.training.groups),
+        "total_parameters": slots.counts(params)[1],
         "best_step": best_step,
         "best_validation": {run.config.training.monitor: best_value},
         "epochs": len(history),
@@ -51,14 +54,14 @@ def tested(
 
 
 def trained_parameters(params: Params, groups: Sequence[tuple[str, float]]) -> int:
-    """How many values training changes: none that `model.standardise` measures, none of groups whose rate is 0."""
+    """How many values training changes: none that `model.standardise` measures, none of groups whose rate is 0, none of
+    experts that are frozen."""
+    from mmrec_jax import slots
     from mmrec_jax.training.optimizers import parameter_groups
-    from mmrec_jax.training.trees import named_leaves
 
     fixed = {pattern for pattern, rate in groups if not rate}
     group = parameter_groups(params, groups)
-    leaves = named_leaves(params).items()
-    return sum(x.size for name, x in leaves if "standardise" not in name.split("/") and group[name] not in fixed)
+    return sum(trained for name, (trained, _) in slots.sizes(params).items() if group[name] not in fixed)
 
 
 def popularity(run: Run) -> Outcome:

@@ -171,9 +171,10 @@ class Run:
 
         Raises:
             EmptySplitError: nothing is held out.
-            ConfigError: a cut-off is larger than the catalogue.
+            ConfigError: a cut-off is larger than the catalogue, or a group of parameters has none.
         """
         from mmrec_jax.evaluation.topk import check_k
+        from mmrec_jax.modes.groups import check_groups
 
         for split in ("valid", "test"):
             self.data.examples(split)
@@ -183,6 +184,7 @@ class Run:
                 check_k(k, self.data.num_items)
             except ConfigError as error:
                 raise ConfigError(f"{key}: {error}") from error
+        check_groups(self.config)
 
     def description(self) -> dict:
         """What this run's checkpoints are of."""
@@ -254,7 +256,7 @@ def open_run(config: config_dict.ConfigDict | None, workdir: str | Path | None, 
     elif workdir is None:
         raise ConfigError("Name a config, such as --config=configs/crossan.py, or the --workdir of an earlier run.")
     else:
-        workdir = in_service(Path(workdir))
+        workdir = Path(workdir) if trains else in_service(Path(workdir))
         found = read_config(workdir)
         if found is None:
             raise ConfigError(f"{workdir} is no workdir of a run: it has no {CONFIG_FILE}. Name a --config.")

@@ -92,8 +92,8 @@ def stream_description(config: RunConfig, description: dict[str, Any]) -> dict[s
     return description | {"stream": to_json(config)["stream"], "training": json.loads(json.dumps(training))}
 
 
-def write_reports(run: Run, reports) -> dict[str, Any]:
-    """Prints the table, and writes the reports to the workdir."""
+def write_reports(run: Run, reports, brief: bool = False) -> dict[str, Any]:
+    """Prints the table, and writes the reports to the workdir; `brief` writes `stream.json` and `stream.csv` only."""
     from mmrec_jax.streaming import reports as shown
 
     metrics = [f"{name}@{run.config.evaluation.ks[0]}" for name in ("HR", "NDCG")]
@@ -108,6 +108,8 @@ def write_reports(run: Run, reports) -> dict[str, Any]:
     workdir: Path = run.workdir
     write_whole(workdir / "stream.json", json.dumps(content, indent=2))
     write_whole(workdir / "stream.csv", shown.as_csv(reports))
+    if brief:
+        return content
     shown.plot_quality(reports, workdir / "quality.png", metrics)
     shown.plot_experts(reports, workdir / "experts.png")
     run.console.print(shown.table(reports, f"{run.config.name}: tested on the next window, percent"))

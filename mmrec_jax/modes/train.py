@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmrec_jax import experiment
 from mmrec_jax.modes.results import RANKS, Outcome, popularity, report, show_users, tested
 from mmrec_jax.modes.run import Run
 from mmrec_jax.modes.warm import warm_parameters
 from mmrec_jax.parallel.preemption import REQUEST
+
+if TYPE_CHECKING:
+    from mmrec_jax.training.sequential import SequentialFrozen
+    from mmrec_jax.types import Params
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -45,19 +49,36 @@ def _train(run: Run) -> Outcome:
     training = replace(run.config.training, compilation_cache_dir="")
     try:
         description = run.description()
-        warm = warm_parameters(run)
+        frozen, begin = _beginning(run)
         with REQUEST.at_boundaries():
             fitted = fit(
                 run.task,
-                run.frozen,
+                frozen,
                 stream,
                 training,
                 run.workdir,
                 description,
-                warm,
+                begin,
                 stop=REQUEST.boundary,
                 placement=run.placement,
             )
     finally:
         stream.close()
     return tested(run, fitted.params, fitted.history, fitted.best_step, fitted.best_value, RANKS)
+
+
+def _beginning(run: Run) -> tuple[SequentialFrozen, Params | None]:
+    """What the run reads and never trains, and the parameters that it begins with, on the host; None for fresh ones.
+
+    Where a backbone is run in the step, on one device, they are made here, so that the weights they are made of need
+    not lie on the device beside them for the whole run.
+    """
+    from mmrec_jax.training.step import Programs, seed_keys
+    from mmrec_jax.training.trees import host_copy
+
+    begin, frozen = warm_parameters(run), run.frozen
+    if frozen.live is None or run.placement is not None:
+        return frozen, begin
+    if begin is None:
+        begin = host_copy(Programs(run.task.init)((), seed_keys(run.config.training.seed)[0], frozen))
+    return replace(frozen, live=frozen.live.begun()), begin

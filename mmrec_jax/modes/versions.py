@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmrec_jax import experiment
 from mmrec_jax.config import RunConfig, to_json
@@ -15,8 +16,17 @@ if TYPE_CHECKING:
     from mmrec_jax.streaming.versions import Change
     from mmrec_jax.types import Params
 
+PREVIOUS = "previous"
 
-def publish(config: RunConfig, workdir: Path, window: int, params: Params, reason: str) -> Change:
+
+def publish(
+    config: RunConfig,
+    workdir: Path,
+    window: int,
+    params: Params,
+    reason: str,
+    documents: Mapping[str, Any] | None = None,
+) -> Change:
     """Makes parameters a version of a stream's workdir, and puts it in service.
 
     The version reads the stream's own data and store, by links relative to it, so that the workdir may be moved.
@@ -27,6 +37,7 @@ def publish(config: RunConfig, workdir: Path, window: int, params: Params, reaso
         window: the one that was trained on last.
         params: of the model.
         reason: why it is promoted.
+        documents: further JSON documents of the version, by file name.
     """
     from mmrec_jax.data.layouts import STREAMED
     from mmrec_jax.streaming import served
@@ -36,10 +47,17 @@ def publish(config: RunConfig, workdir: Path, window: int, params: Params, reaso
     links = {"data": f"../../{served.FOLDER}/{served.CURRENT}"}
     if not config.store:
         links["store"] = "../../store"
-    config = replace(config, data=replace(config.data, source=STREAMED), prepared="", baselines=())
+    config = replace(
+        config, data=replace(config.data, source=STREAMED), prepared="", baselines=(), model=_as_grown(config, params)
+    )
     description = experiment.description(config, served.current(workdir).fingerprint, store)
     return Versions(workdir).promote(
-        window, params, description, reason=reason, documents={CONFIG_FILE: to_json(config)}, links=links
+        window,
+        params,
+        description,
+        reason=reason,
+        documents={**(documents or {}), CONFIG_FILE: to_json(config)},
+        links=links,
     )
 
 
@@ -48,7 +66,7 @@ def roll_back(workdir: str | None, version: str) -> None:
 
     Args:
         workdir: of the stream.
-        version: number of its window; "" for the one before.
+        version: number of its window, or `previous`.
 
     Raises:
         ConfigError: no workdir, or no number.
@@ -59,9 +77,9 @@ def roll_back(workdir: str | None, version: str) -> None:
 
     if not workdir or read_config(Path(workdir)) is None:
         raise ConfigError("--rollback needs the --workdir of a stream.")
-    if version and not version.isdigit():
-        raise ConfigError(f"--rollback={version}: give the number of a version, or --rollback= for the one before.")
-    change = Versions(Path(workdir)).roll_back(int(version) if version else None)
+    if version != PREVIOUS and not version.isdigit():
+        raise ConfigError(f"--rollback={version}: give the number of a version, or {PREVIOUS}.")
+    change = Versions(Path(workdir)).roll_back(None if version == PREVIOUS else int(version))
     terminal().print(
         f"Version {change.version} is in service ({change.reason}). The next window is trained from its parameters."
     )
@@ -74,3 +92,11 @@ def in_service(workdir: Path) -> Path:
     versions = Versions(workdir)
     version = versions.in_service()
     return workdir if version is None else versions.path(version)
+
+
+def _as_grown(config: RunConfig, params: Params):
+    """The model's config with as many slots as the parameters have: they may have been grown at capacity."""
+    from mmrec_jax.streaming import growth
+
+    slots = {rung.capacity for rung in growth.rungs(params).values()}
+    return replace(config.model, capacity=max(slots)) if slots else config.model

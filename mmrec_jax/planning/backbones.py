@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from mmrec_jax.backbones.source import locate
 from mmrec_jax.backbones.video import VideoPreprocessor
 from mmrec_jax.errors import BackboneError, PlanningError
 from mmrec_jax.live import LiveBackbone
-from mmrec_jax.types import Params
 
 RATE = 16_000
 """Samples a second of encoders of samples: what all of their published checkpoints take."""
@@ -113,14 +113,11 @@ def live_shapes(
     used = used_names(backbone.model, shapes, backbone.example, head.layers)
     own = used & set(traverse_util.flatten_dict(backbone.params, sep="/"))
     trained = trained_names(method, backbone.sizes.depth, own, used, f"methods.{name}")
+    own_trained, kept = split(backbone.params, trained)
+    start = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), own_trained)
+    backbone = replace(backbone, params=kept)
     encoder = PooledEncoder(backbone, [head], extraction.batch(modality.kind, "tpu"), packs=method.kind != "prompt")
-    return LiveBackbone(name, method, backbone, head, frozenset(trained), encoder)
-
-
-def start_shapes(part: LiveBackbone) -> Params:
-    """What training begins with of a backbone's own weights: float32, as `embedded.start_of` gives them."""
-    own = split(part.backbone.params, part.trained)[0]
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), own)
+    return LiveBackbone(name, method, backbone, head, frozenset(trained), start, encoder)
 
 
 def input_shapes(

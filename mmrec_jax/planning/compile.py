@@ -47,7 +47,7 @@ class Program:
         memory: of one chip.
         costs: of one run on one chip, counted in the program's text.
         flops, bytes: the compiler's own figures, in which each loop counts once; 0 where it has none.
-        seconds: its own optimum, in which messages count nothing, beside that each loop counts once.
+        seconds: its own optimum, in which messages are memory traffic only, and each loop counts once.
         compile_seconds: how long that took.
         refused: what the compiler said where the program does not fit; "" where it does.
         outputs: what it gives, as trees of shapes with their shardings; None where it was refused.

@@ -45,6 +45,7 @@ def make_plan(config: RunConfig, topology: Topology, sizes: Sizes, smaller: Topo
         "chips": topology.chips,
         "chip": dataclasses.asdict(chip),
         "mesh": mesh,
+        "negatives": config.parallel.negatives,
         "sizes": dataclasses.asdict(sizes),
         "axes": dict(zip(("distinct", "step"), axes(config, sizes, run.shards), strict=True)),
         "training": training,
@@ -60,7 +61,7 @@ def times(programs: Sequence[Program], topology: Topology) -> dict[str, float | 
 
     - `roofline`: each instruction at the rate of its products or its traffic, then every message by itself.
     - `overlapped`: the same, were all messages sent beside the computing.
-    - `compiler`: the compiler's optimum, without messages.
+    - `compiler`: the compiler's optimum, in which messages count as memory traffic only.
     - `cycles`: the compiler's estimates of single instructions, without messages.
     """
     if not topology.chip.flops or any(program.refused for program in programs):

@@ -64,7 +64,7 @@ def _seconds(training: dict[str, Any]) -> str:
     accounts = {
         "roofline": "each instruction at the chip's peak or its memory's rate, then each message by itself",
         "overlapped": "the same, with all messages beside the computing",
-        "compiler": "the compiler's optimum, without messages, each loop once",
+        "compiler": "the compiler's optimum, messages as memory traffic only, each loop once",
         "cycles": "the compiler's estimates of single instructions, without messages",
     }
     found = training["seconds"]
@@ -173,6 +173,11 @@ def weaknesses(plan: dict[str, Any]) -> str:
         "The host is left out: reading, decoding and sending of batches, checkpoints, and the start of a program.",
         "A batch is taken to be as full as `plan` says: real ones vary.",
     ]
+    if plan["compared"] and plan["negatives"] == "global":
+        points.append(
+            "With global negatives each example is scored against the items of the whole batch: with the same batch a "
+            "chip, more chips have more work an example, which is no fault of theirs."
+        )
     loops = sorted({loop for program in plan["training"]["programs"] for loop in program["uncounted_loops"]})
     if loops:
         points.append(f"Loops whose length the program does not tell count once: {', '.join(loops)}.")

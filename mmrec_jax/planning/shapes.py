@@ -21,7 +21,7 @@ from mmrec_jax.live.catalogue import LiveFrozen
 from mmrec_jax.live.parts import RawBatch
 from mmrec_jax.parallel.mesh import make_mesh
 from mmrec_jax.parallel.placement import MeshPlacement
-from mmrec_jax.planning.backbones import backbone_shapes, head_of, input_shapes, live_shapes, start_shapes
+from mmrec_jax.planning.backbones import backbone_shapes, head_of, input_shapes, live_shapes
 from mmrec_jax.planning.topology import Topology, devices
 from mmrec_jax.shards import Shards
 from mmrec_jax.store.table import StateTable
@@ -242,7 +242,7 @@ def _live_frozen(live: LiveBackbones | None, shards: Shards | None, device: Any)
     parts = live.backbones.items()
     return LiveFrozen(
         {name: whole(part.frozen) for name, part in parts},
-        {name: whole(start_shapes(part)) for name, part in parts},
+        {name: whole(part.start) for name, part in parts},
         LiveCatalogue({name: none for name, _ in parts}),
     )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+from jaxtyping import Bool
 
 from mmrec_jax.data.checks import BadRows, check_catalogue
 from mmrec_jax.data.config import DataConfig
@@ -115,7 +116,7 @@ class Intake:
                 f"{before.name} (times {first:g} and {before.last:g}). Windows come in the order of their names, and "
                 "their times must not overlap.",
             )
-        items, missing, lacking = self._items(arrival, source, table, events, known)
+        items, lacking = self._items(arrival, source, table, events, known)
         if lacking:
             share = f"{len(lacking)} items have no medium of {', '.join(self.modalities)}: {_some(lacking)}"
             if not self.skip:
@@ -127,7 +128,7 @@ class Intake:
             if not len(events):
                 self._refuse(arrival, f"no event is left: {share}.")
         users = events["user"].unique()
-        if known_users and not users.is_in(list(known_users)).any():
+        if len(known_users) and not users.is_in(list(known_users)).any():
             notes.append(f"all {len(users)} users are new: it is learned from as any other window")
         entry = Entry(
             name=arrival.name,
@@ -142,9 +143,21 @@ class Intake:
             last=last,
             columns=columns,
             times=times,
-            missing=missing,
+            missing=self._missing(events),
         )
         return entry, events, items
+
+    def _missing(self, events: pl.DataFrame) -> dict[str, float]:
+        """Share of the events whose item lacks each modality."""
+        from mmrec_jax.store import HiddenStateStore
+        from mmrec_jax.store.store import PRESENT
+
+        store, counts = HiddenStateStore.open(self.store), events["item"].value_counts()
+        rows = store.rows(counts["item"].to_list())
+        return {
+            name: float(counts["count"].to_numpy() @ (store.status(name)[rows] != PRESENT) / len(events))
+            for name in self.modalities
+        }
 
     def _refuse(self, arrival: Arrival, message: str) -> None:
         raise BadWindow(arrival.name, message, arrival.digest)
@@ -173,20 +186,18 @@ class Intake:
 
     def _items(
         self, arrival: Arrival, source: Source, table: Table, events: pl.DataFrame, known: Collection[str]
-    ) -> tuple[pl.DataFrame, dict[str, float], list[str]]:
-        """Records of new items that occur, encoded; the share of them that lacks each modality; those that lack all."""
+    ) -> tuple[pl.DataFrame, list[str]]:
+        """Records of new items that occur, encoded, and ids of those that lack all modalities, which are left out."""
         occurring = events["item"].unique(maintain_order=True)
         new = occurring.filter(~occurring.is_in(list(known)))
         described = self._records(arrival, source, table)
         lacking = new.filter(~new.is_in(described["item"].to_list())).to_list()
         frame = described.filter(pl.col("item").is_in(new.to_list()))
         if not len(frame):
-            return frame, {}, lacking
-        present = self._encoded(frame, arrival.events.parent)
-        none = ~np.any(list(present.values()), axis=0)
+            return frame, lacking
+        none = ~self._encoded(frame, arrival.events.parent)
         lacking += frame["item"].filter(pl.Series(none)).to_list()
-        missing = {name: float(1 - mask.mean()) for name, mask in present.items()}
-        return frame.filter(pl.Series(~none)), missing, lacking
+        return frame.filter(pl.Series(~none)), lacking
 
     def _records(self, arrival: Arrival, source: Source, table: Table) -> pl.DataFrame:
         """Records of the items file, or the other columns of the events, the first of each item; the id in "item"."""
@@ -202,8 +213,8 @@ class Intake:
         kept = Table(table.name, columns, table.first_row, table.malformed, table.blank)
         return check_catalogue(kept, source.item, bad)  # an item's later rows are no mistake here
 
-    def _encoded(self, frame: pl.DataFrame, media_root: Path) -> dict[str, np.ndarray]:
-        """Encodes items into the store; modality -> whether each has it."""
+    def _encoded(self, frame: pl.DataFrame, media_root: Path) -> Bool[np.ndarray, " item"]:
+        """Encodes items into the store; whether each has any modality."""
         from mmrec_jax.store import HiddenStateStore, extract
         from mmrec_jax.store.store import ABSENT, PENDING, PRESENT
 
@@ -219,7 +230,7 @@ class Intake:
             store.write(name, absent, nothing, np.full(len(absent), PENDING, np.uint8))
         extract(self.modalities, frame, media_root, self.store, tolerant)
         store.refresh()
-        return {name: store.status(name)[rows] == PRESENT for name in self.modalities}
+        return np.any([store.status(name)[store.rows(ids)] == PRESENT for name in self.modalities], axis=0)
 
 
 def _columns_of(modality: ModalityConfig) -> set[str]:

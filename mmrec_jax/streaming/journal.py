@@ -39,7 +39,7 @@ class Entry:
         first, last: times of its first and last event; None where it was skipped.
         columns: its events file's columns.
         times: `numbers` or `dates`: what its times are.
-        missing: modality -> share of the new items that lack it.
+        missing: modality -> share of the events whose item lacks it.
     """
 
     name: str

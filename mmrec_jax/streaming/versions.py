@@ -110,6 +110,18 @@ class Versions:
 
         return load_params(self.path(version), "last")[0]
 
+    def document(self, version: int, name: str) -> Any:
+        """The content of a JSON document of a version.
+
+        Raises:
+            CheckpointError: it is not there, or damaged.
+        """
+        path = self.path(version) / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}): roll back to another version.") from error
+
     def promote(
         self,
         version: int,

@@ -7,6 +7,7 @@ inside a whole training step the three are alike. Hence the plain form, leaf by 
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -41,9 +42,9 @@ def parameter_groups(params: Params, groups: Sequence[tuple[str, float]]) -> dic
             problems.append(f"training.groups: {pattern!r} is no regular expression ({error}).")
             continue
         if not matches:
-            tops = sorted({name.split("/")[0] for name in names})
+            near = ", ".join(difflib.get_close_matches(pattern, names, 3, cutoff=0))
             problems.append(
-                f"training.groups: {pattern!r} matches the beginning of no parameter path; paths begin with {tops}."
+                f"training.groups: {pattern!r} matches the beginning of no parameter path; near it are {near}."
             )
         for name in matches:
             owner[name].append(pattern)

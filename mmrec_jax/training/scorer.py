@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from mmrec_jax.adapters.ladder import EXPERT
 from mmrec_jax.training.sequential import SequentialFrozen, SequentialRecommendation
 from mmrec_jax.types import ItemVectors, Params
 
@@ -50,7 +51,8 @@ def tower_gates(
 ) -> dict[str, dict[str, Float[np.ndarray, "item block"]]]:
     """Gates of the side towers: tower -> source (`backbone`, `from_<modality>`) -> weight at each block.
 
-    0 stands where a tower had no such source at a block; a system without gates has no towers.
+    0 stands where a tower had no such source at a block; a system without gates has no towers. Slots for experts that
+    no block uses (`expert_<slot>`) are no sources.
     """
     towers = _gates(task, params, read_inputs(task, frozen, jnp.asarray(rows)))
     result = {}
@@ -62,6 +64,9 @@ def tower_gates(
             )
             for source in sources
         }
+        unused = [source for source, values in result[target].items() if source.startswith(EXPERT) and not values.any()]
+        for source in unused:
+            del result[target][source]
     return result
 
 

@@ -156,8 +156,12 @@ class CatalogueItems:
     def gates(self, params: Params, inputs: tuple) -> dict[str, tuple[dict[str, Array], ...]]:
         """Gates of each tower: its name -> one dict a block, source -> scalar or one value a row; none for modules
         without."""
-        _, kept = self.module.apply({"params": params}, *inputs, mutable=["gates"])
-        return _sown(kept.get("gates", {}))
+        return self.kept("gates", params, inputs)
+
+    def kept(self, collection: str, params: Params, inputs: tuple) -> dict[str, tuple]:
+        """What modules sow into a collection: its name -> one entry a call."""
+        _, found = self.module.apply({"params": params}, *inputs, mutable=[collection])
+        return _sown(found.get(collection, {}))
 
 
 def _at_steps(

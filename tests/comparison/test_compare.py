@@ -183,6 +183,8 @@ def test_metrics_are_computed_from_the_ranks_whatever_cut_offs_the_runs_had(comp
          ["'items(' is no regular expression"]),
         ("config.runs.a = run(words, 'training.groups=((\"itmes\", 0.1),)')", (),
          ["training.groups: 'itmes' matches the beginning of no parameter path"]),
+        ("config.runs.a = run(words, 'training.groups=((\"items/adapters/sanb_sound\", 0.1),)')", (),
+         ["'items/adapters/sanb_sound' matches the beginning of no parameter path; near it"]),
         (STAGED.replace("('words', 'picture')", "('picture',)"), (), ["may only add modalities"]),
     ],
 )  # fmt: skip

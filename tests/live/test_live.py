@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from mmrec_jax import Recommender, experiment, modes
 from mmrec_jax.adapters.peft_files import export_lora
+from mmrec_jax.backbones.backbone import load
 from mmrec_jax.config import method, resolve
 from mmrec_jax.errors import CheckpointError, ConfigError
 from mmrec_jax.live import LiveStream
@@ -154,14 +154,34 @@ def test_one_modality_may_be_live_and_another_cached(shop: Path, tmp_path: Path)
     assert set(run.store.modalities) == {"picture"}
     assert list(run.present) == list(run.config.modalities)
     params = run.task.init(jax.random.key(0), run.frozen)
-    own = traverse_util.flatten_dict(run.live.backbones["words"].backbone.params, sep="/")
+    own = named_leaves(load(str(shop / "bert"), kind="text", max_tokens=16).params)
     for name, leaf in named_leaves(params["embedded"]["words"]).items():
         np.testing.assert_array_equal(leaf, own[name])  # training begins with the pretrained weights
         assert name.endswith("bias")
         assert name not in named_leaves(run.frozen.live.backbones["words"])
+        assert name not in named_leaves(run.live.backbones["words"].backbone.params)
     _, gradients = loss_and_gradients(run, params, jax.random.key(0))
     moved = [name for name, leaf in named_leaves(gradients["embedded"]).items() if jnp.abs(leaf).max() > 0]
     assert len(moved) > 20
+
+
+def test_weights_that_a_training_begins_with_lie_on_the_device_once(shop: Path, tmp_path: Path, monkeypatch) -> None:
+    run = open_run(config_of(shop, {"words": {"kind": "bitfit"}}, "words"), tmp_path / "run", trains=True)
+    given = {}
+
+    def fit(task, frozen, stream, config, workdir, description, begin, **options):
+        given.update(frozen=frozen, begin=begin)
+        raise ConfigError("this is all that was asked")
+
+    monkeypatch.setattr("mmrec_jax.training.fit", fit)
+    with pytest.raises(ConfigError, match="all that was asked"):
+        modes.train(run)
+    begin = named_leaves(given["begin"]["embedded"]["words"])
+    assert begin
+    assert not begin.keys() & named_leaves(given["frozen"].live.backbones["words"]).keys()
+    assert given["frozen"].live.start == {}
+    for tree in (given["begin"], run.live.backbones["words"].start):
+        assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(tree))
 
 
 def test_a_training_begins_with_lora_that_peft_may_have_written(live: Run, shop: Path, tmp_path: Path) -> None:

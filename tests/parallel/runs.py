@@ -15,7 +15,7 @@ from mmrec_jax.modes.run import Run, terminal
 from mmrec_jax.training.optimizers import build_optimizer
 from mmrec_jax.training.placement import OneDevice
 from mmrec_jax.training.step import TrainStep, fetch_window
-from mmrec_jax.training.trees import host_copy
+from mmrec_jax.training.trees import host_copy, named_leaves
 from tests.tiny_config import get_config
 
 ONE, MESHES = (1, 1, 1), ((8, 1, 1), (4, 2, 1), (2, 2, 2))
@@ -60,3 +60,16 @@ def take_steps(run: Run, count: int) -> Steps:
     assert step.recompilations == 0
     stream.close()
     return Steps(metrics, host_copy(place.readable(state.params)))
+
+
+def measured(run: Run) -> dict[str, Any]:
+    """Metrics of four steps, sums over the parameters after them, and the evaluation with those; plain values."""
+    steps = take_steps(run, 4)
+    result = run.test(steps.params)
+    return {
+        "steps": steps.metrics,
+        "params": {name: float(np.abs(leaf).sum()) for name, leaf in named_leaves(steps.params).items()},
+        "test": result.metrics,
+        "users": result.users.tolist(),
+        "ranks": result.ranks.tolist(),
+    }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mmrec_jax.errors import PlanningError
 from mmrec_jax.planning.compile import compile_program
 from mmrec_jax.planning.topology import devices, parse_topology
+from tests.tiny_run import ROOT
 
 
 def test_names_are_read_and_written():
@@ -88,6 +91,11 @@ def test_a_program_larger_than_a_chip_is_refused_with_its_size():
 
 @pytest.mark.usefixtures("gpu_compiler")
 def test_a_program_is_compiled_for_gpus():
-    found = _split("h100:1x1x8")
-    assert found.costs.flops == 2 * 64 * 128 * 256
-    assert found.memory.arguments == 2 * (64 * 128 + 128 * 256)
+    # In a process of its own: where JAX has looked for GPUs before, and found none, it compiles for none.
+    program = (
+        "from tests.planning.test_topology import _split; found = _split('h100:1x1x8'); "
+        "print(int(found.costs.flops), int(found.memory.arguments))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(2 * 64 * 128 * 256), str(2 * (64 * 128 + 128 * 256))]

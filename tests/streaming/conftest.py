@@ -49,13 +49,14 @@ def states(item_ids) -> StateTable:
     )
 
 
-def settings(system: str = "iisan", **changes) -> RunConfig:
-    """A config that trains in a moment; `changes` are flat keys."""
+def settings(system: str = "linear", only: str = "", **changes) -> RunConfig:
+    """A config that trains in a moment, of both modalities or one; `changes` are flat keys."""
     config = base("tiny")
     config.model.system = system
     if system != "sasrec":
         config.modalities.words = modality(kind="text", backbone="none", template="{title}", layers=(0, 1, 2))
-        config.modalities.picture = modality(kind="image", backbone="none", column="picture", layers=(0, 1, 2))
+        if only != "words":
+            config.modalities.picture = modality(kind="image", backbone="none", column="picture", layers=(0, 1, 2))
     values = {
         "model.width": 8,
         "model.length": 5,
@@ -73,7 +74,7 @@ def settings(system: str = "iisan", **changes) -> RunConfig:
         "stream.valid_candidates": "seen",
         "stream.windows": 4,
     }
-    if system != "sasrec":
+    if system == "xsmoe":
         values["model.bottleneck"] = 3
     config.update_from_flattened_dict(values | changes)
     return resolve(config)
@@ -81,7 +82,14 @@ def settings(system: str = "iisan", **changes) -> RunConfig:
 
 def learner(config: RunConfig, workdir, capacity: int = ITEMS) -> Learner:
     """Over made-up states; nothing for systems by id."""
-    return Learner(config, workdir, states if config.modalities else None, capacity, {"system": config.model.system})
+
+    def of_modalities(item_ids):
+        found = states(item_ids)
+        names = config.modalities
+        return StateTable({n: found.values[n] for n in names}, {}, {n: found.present[n] for n in names})
+
+    given = of_modalities if config.modalities else None
+    return Learner(config, workdir, given, capacity, {"system": config.model.system})
 
 
 @pytest.fixture(scope="session")

@@ -177,10 +177,10 @@ def test_an_item_may_lack_one_of_several_modalities_which_is_counted(modalities,
     intake = Intake(DataConfig(), modalities, ExtractionConfig(decode_threads=1), str(tmp_path / "store"))
     write_picture(folder / "a.png", 1)
     described = items("a", "b", "c", picture=["a.png", "", "broken.png"])
-    frame = events(("u1", "a", 1), ("u1", "b", 2), ("u1", "c", 3))
+    frame = events(("u1", "a", 1), ("u1", "b", 2), ("u1", "c", 3), ("u2", "a", 4), ("u2", "a", 5))
     entry, read, _ = intake.read(window(folder, frame, described), [], [], [])
-    assert len(read) == 3
-    assert entry.missing == {"words": 0, "picture": pytest.approx(2 / 3)}
+    assert len(read) == 5
+    assert entry.missing == {"words": 0, "picture": pytest.approx(2 / 5)}
 
 
 def test_systems_and_layouts_that_no_stream_can_have_are_refused(texts):

@@ -123,7 +123,7 @@ def test_a_streams_workdir_stands_for_its_version_in_service_also_after_a_roll_b
         return Recommender.load(stream).recommend([["a"]], k=3)["score"].to_list()
 
     newest = listed()
-    roll_back(str(stream), "")
+    roll_back(str(stream), "previous")
     assert "Version 1 is in service (rolled back from version 2)" in capsys.readouterr().out
     oldest = Recommender.load(stream / "versions" / "0001").recommend([["a"]], k=3)["score"].to_list()
     assert listed() == oldest != newest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import numpy as np
@@ -55,7 +54,9 @@ def test_the_last_promoted_version_is_in_service_and_every_one_stays_loadable(ve
 
 def test_a_version_is_a_directory_with_its_documents_links_and_description(versions):
     path = versions.path(5)
-    assert json.loads((path / "config.json").read_text()) == {"a": 1}
+    assert versions.document(5, "config.json") == {"a": 1}
+    with pytest.raises(CheckpointError, match=r"utilisation.json cannot be read"):
+        versions.document(5, "utilisation.json")
     assert (path / "store").resolve() == versions.directory.parent / "store"
     assert load_params(path)[1]["run"] == DESCRIPTION
 

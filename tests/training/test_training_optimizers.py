@@ -85,7 +85,7 @@ def test_groups_that_cannot_be_are_refused_all_at_once():
     with pytest.raises(ConfigError) as error:
         parameter_groups(params(), groups)
     message = str(error.value)
-    assert "'towers' matches the beginning of no parameter path; paths begin with ['items', 'users']" in message
+    assert "'towers' matches the beginning of no parameter path; near it are items/tower/" in message
     assert "items/tower/down is matched by ['items', 'items/tower']" in message
     assert "'(' is no regular expression" in message
 

@@ -1,0 +1,42 @@
+"""A step and an evaluation over two processes of four fake devices each are those of one device."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.parallel.runs import ONE, measured, shop_run
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count=4"
+
+
+def test_two_processes_of_four_devices_agree_with_one_device(shop, tmp_path):
+    expected = measured(shop_run(shop, tmp_path, ONE))  # also fills the store and the prepared data
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    argv = [sys.executable, "-m", "tests.parallel.worker", str(shop), str(tmp_path), str(port), "2"]
+    environment = {**os.environ, "XLA_FLAGS": FLAGS, "PYTHONPATH": str(ROOT)}
+    options = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([*argv, str(number)], **options) for number in range(2)]
+    try:
+        done = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (out, err) in zip(processes, done, strict=True):
+        assert process.returncode == 0, err[-4000:]
+        found = json.loads(out.splitlines()[-1])
+        for number, (one, many) in enumerate(zip(expected["steps"], found["steps"], strict=True)):
+            assert many == pytest.approx(one, rel=1e-5), number  # the issue's bound
+        assert found["params"] == pytest.approx(expected["params"], rel=1e-4)  # Adam's division, see check_step.py
+        assert found["test"] == pytest.approx(expected["test"], rel=1e-5)
+        assert sorted(found["users"]) == list(range(40))
+        assert found["ranks"] == expected["ranks"]
