@@ -80,7 +80,9 @@ class Run:
     @functools.cached_property
     def store(self) -> HiddenStateStore | None:
         """The hidden-state store, filled on the first use; None where no states come from one."""
-        return experiment.ensure_states(self.config, self.data.catalogue, self.workdir) if self.config.cached else None
+        if not self.config.cached:
+            return None
+        return experiment.ensure_states(self.config, self.data.catalogue, self.workdir, self.shards)
 
     @functools.cached_property
     def live(self) -> LiveBackbones | None:
@@ -129,7 +131,10 @@ class Run:
         """Where the arrays of a training lie; None for one device."""
         from mmrec_jax.parallel.placement import MeshPlacement
 
-        return None if self.shards is None else MeshPlacement(self.config.parallel, self.shards)
+        if self.shards is None:
+            return None
+        sizes = {name: part.backbone.sizes for name, part in self.live.backbones.items()} if self.live else {}
+        return MeshPlacement(self.config.parallel, self.shards, sizes)
 
     @functools.cached_property
     def frozen(self):
