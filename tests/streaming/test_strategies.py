@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from mmrec_jax.errors import ConfigError
+from mmrec_jax.evaluation.config import EvaluationConfig
+from mmrec_jax.evaluation.evaluate import EvaluationResult
+from mmrec_jax.evaluation.ranking import MISS
 from mmrec_jax.streaming import growth, reports
+from mmrec_jax.streaming.protocol import facts
 from mmrec_jax.streaming.table import PaddedTable
 from mmrec_jax.streaming.utilisation import with_evaluations
 from tests.streaming.conftest import ITEMS, learner, settings, states
@@ -91,6 +97,10 @@ def test_reports_say_what_happened(grown, tmp_path):
     reports.plot_experts(found, tmp_path / "experts.png")
     assert (tmp_path / "experts.png").stat().st_size > 10_000
     assert "words" in str(found[0]["experts"])
+    with (console := Console(width=80, file=io.StringIO())).capture() as shown:
+        console.print(reports.table(found, "t"))
+    assert "NDCG@10" in shown.get()
+    assert "…" not in shown.get()
     assert reports.table(found, "t").row_count == 4
 
 
@@ -139,3 +149,10 @@ def test_a_stream_that_forgets_is_one_that_begins_later(windows, tmp_path):
     np.testing.assert_array_equal(long.memory.events.windows, np.full(len(windows[2]), 3))
     np.testing.assert_array_equal(long.memory.events.items, late.memory.events.items)
     assert long.known.sum() == late.memory.num_items
+
+
+def test_a_repeat_that_is_a_miss_counts_as_one_in_the_means_over_users():
+    ranks, users = np.asarray([1, MISS, 3], np.int32), np.asarray([0, 0, 1], np.int32)
+    config = EvaluationConfig(ks=(5,))
+    result = EvaluationResult({"HR@5": 0, "NDCG@5": 0}, {}, {}, users, users, ranks, 1, 9, {}, config)
+    assert facts(result)["by_user"] == {"HR@5": 0.75, "NDCG@5": 0.5}
