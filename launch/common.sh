@@ -36,9 +36,11 @@ until_done() { # until_done TIMES COMMAND...: runs it again, at most so often, w
   local left=$1 code
   shift
   while :; do
+    # The last attempt takes the place of the shell, so that a signal to the script is one to the command.
+    if ((left == 0 && !dry_run)); then exec "$@"; fi
     code=0
     run "$@" || code=$?
-    if ((code != LOST && code != PREEMPTED)) || ((left == 0)); then
+    if ((code != LOST && code != PREEMPTED || left == 0)); then
       return "$code"
     fi
     left=$((left - 1))

@@ -10,7 +10,7 @@
 # --logs     takes what processes 1, 2, ... print (default: a folder in $TMPDIR); process 0 prints here
 # FLAGS      of mmrec_jax.main
 #
-# SIGTERM and Ctrl-C reach all processes. The exit code is 0 where all ended well, else that of the first process
+# SIGTERM reaches all processes, and Ctrl-C does so as SIGTERM. The exit code is 0 where all ended well, else that of the first process
 # (by number) that did not end well, a mistake or crash before 69 (a lost process) and 75 (ended by SIGTERM).
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -64,12 +64,12 @@ if [[ -n $devices ]]; then
 fi
 
 pids=()
-signalled() { # signalled NAME: passes a signal on
+terminate() {
   local pid
-  for pid in "${pids[@]}"; do kill -s "$1" "$pid" 2>/dev/null || true; done
+  for pid in "${pids[@]}"; do kill -s TERM "$pid" 2>/dev/null || true; done
 }
-trap 'signalled TERM' TERM
-trap 'signalled INT' INT
+# A shell starts what runs beside it deaf to SIGINT.
+trap terminate TERM INT
 
 for ((i = 0; i < count; i++)); do
   command=(python -m mmrec_jax.main "$@" "--coordinator=127.0.0.1:$port" "--processes=$count" "--process=$i")

@@ -8,8 +8,10 @@
 #   launch/tpu_pod.sh stop    --name=rec --zone=us-west4-a
 #   launch/tpu_pod.sh delete  --name=rec --zone=us-west4-a
 #
-# create   the slice: --type (accelerator type), --version (software of the VMs), --spot (cheaper, may be taken away)
-# install  copies this checkout to every host and installs it there with JAX for TPUs
+# create   the slice: --type (accelerator type), --version (software of the VMs; default: the one for the type), --spot
+#          (cheaper, may be taken away)
+# install  copies this checkout to every host and installs it there with JAX for TPUs, and with a Python that JAX runs
+#          on: that of the VMs is older
 # run      starts FLAGS of mmrec_jax.main on every host; they find each other by the TPU metadata. --restarts=N starts
 #          again after SIGTERM or a lost host
 # stop     sends SIGTERM to the run on all hosts: it saves at the next step and ends with 75
@@ -20,7 +22,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 source "$here/common.sh"
 
-action='' name='' zone='' project='' type='' version=tpu-ubuntu2204-base spot=0 restarts=0
+action='' name='' zone='' project='' type='' version='' spot=0 restarts=0
 while (($#)); do
   case $1 in
     --help | -h) usage "$0" && exit 0 ;;
@@ -50,6 +52,14 @@ on_all_hosts=("${tpu[@]}" ssh "$name" "${where[@]}" --worker=all) # one shell co
 case $action in
   create)
     need --type "$type"
+    if [[ -z $version ]]; then
+      case $type in
+        v6e-*) version=v2-alpha-tpuv6e ;;
+        v5p-*) version=v2-alpha-tpuv5 ;;
+        v5litepod-*) version=v2-alpha-tpuv5-lite ;;
+        *) version=tpu-ubuntu2204-base ;;
+      esac
+    fi
     extra=()
     if ((spot)); then extra+=(--spot); fi
     run "${tpu[@]}" create "$name" "${where[@]}" "--accelerator-type=$type" "--version=$version" "${extra[@]}"
@@ -58,8 +68,9 @@ case $action in
     archive=/tmp/mmrec_jax.tar.gz
     run git -C "$here/.." archive --format=tar.gz "--output=$archive" HEAD
     run "${tpu[@]}" scp "$archive" "$name:mmrec_jax.tar.gz" "${where[@]}" --worker=all
-    setup='mkdir -p mmrec_jax && tar -xzf mmrec_jax.tar.gz -C mmrec_jax && python3.11 -m venv venv'
-    setup+=' && venv/bin/pip install --quiet "jax[tpu]>=0.10.2,<0.11" "./mmrec_jax[media]"'
+    setup='mkdir -p mmrec_jax && tar -xzf mmrec_jax.tar.gz -C mmrec_jax && python3 -m pip install --quiet --user uv'
+    setup+=' && python3 -m uv venv --quiet --python 3.11 venv && python3 -m uv pip install --quiet --python venv'
+    setup+=' "jax[tpu]>=0.10.2,<0.11" "./mmrec_jax[media]"'
     run "${on_all_hosts[@]}" "--command=$setup"
     ;;
   run)

@@ -45,7 +45,7 @@ class MethodConfig:
         top: how many of the last blocks "top" trains.
         start: folder that the `peft` library wrote, whose LoRA matrices training begins with; "" is fresh ones.
         remat: whether the backward pass computes each block again instead of keeping what is inside it.
-        chunk: items (rows of several texts count as one) that are encoded at once, one lot after another, with the
+        chunk: items (rows of several texts count as one) that a device encodes at once, one lot after another, with the
             backward pass encoding each lot again: a bound on memory; 0 is all at once.
     """
 

@@ -165,6 +165,7 @@ class PooledEncoder:
             every = leaf.sharding.mesh.devices.flat
             devices = tuple(device for device in every if device.process_index == jax.process_index())
         self._mesh = Mesh(np.asarray(devices), ("rows",), axis_types=(AxisType.Auto,)) if devices else None
+        params = jax.tree.map(_own_copy, params)
         return params if self._mesh is None else jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
 
     def _compute(self, params: Params, batch: Tokens | Sound | Array) -> list[np.ndarray]:
@@ -262,6 +263,12 @@ def pad_tokens(ids: Sequence[np.ndarray], batch: int, longest: int) -> Tokens:
         padded[row, : len(tokens)] = tokens
         mask[row, : len(tokens)] = True
     return Tokens(padded, mask)
+
+
+def _own_copy(leaf: Any) -> Any:
+    """What every process has, as this one has it: others need take no part in what is computed with it."""
+    shared = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    return leaf.addressable_data(0) if shared else leaf
 
 
 def pooled_states(

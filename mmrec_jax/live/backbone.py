@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +22,7 @@ from mmrec_jax.backbones.video import VideoPreprocessor
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.live.inputs import RawInputs, normalised
 from mmrec_jax.live.parts import Layout, RawBatch, layout_of
+from mmrec_jax.shards import Shards
 from mmrec_jax.types import Params
 
 
@@ -72,7 +72,7 @@ class LiveBackbone:
         return added(rng)
 
     def states(
-        self, trained: Params, frozen: Params, batch: RawBatch, rng: Array | None = None
+        self, trained: Params, frozen: Params, batch: RawBatch, rng: Array | None = None, shards: Shards | None = None
     ) -> tuple[Float[Array, "item width"], ...]:
         """Pooled states of a batch's items, one array a layer; zeros for absent items.
 
@@ -81,18 +81,22 @@ class LiveBackbone:
             frozen: the others.
             batch: the items' inputs.
             rng: key of dropout; none where it is off.
+            shards: of a step over several devices.
         """
         params = join(trained, frozen)
         keys = [None if rng is None else jax.random.fold_in(rng, n) for n in range(len(batch.parts))]
-        vectors = [self._encoded(params, part, key) for part, key in zip(batch.parts, keys, strict=True)]
+        vectors = [self._encoded(params, part, key, shards) for part, key in zip(batch.parts, keys, strict=True)]
         width, layers = self.shape
         every = jnp.concatenate(vectors) if vectors else jnp.zeros((1, layers, width))
         chosen = jnp.where(batch.present[:, None, None], every[batch.places], 0.0)
         return tuple(chosen[:, layer] for layer in range(layers))
 
-    def _encoded(self, params: Params, part: Any, key: Array | None) -> Float[Array, "vector layer width"]:
-        """States of one block of rows, in lots of `chunk` rows where the method has that."""
+    def _encoded(
+        self, params: Params, part: Any, key: Array | None, shards: Shards | None
+    ) -> Float[Array, "vector layer width"]:
+        """States of one block of rows, in lots of `chunk` rows of each device where the method has that."""
         rows, chunk = jax.tree.leaves(part)[0].shape[0], self.method.chunk
+        devices = 1 if shards is None or rows % shards.batch_parts else shards.batch_parts
 
         def encoded(params, block, key):
             rngs = None if key is None else {"dropout": key}
@@ -100,14 +104,21 @@ class LiveBackbone:
             (states,) = pooled_states(
                 model_for(self.backbone, [self.head]), (self.head,), tokens_of(self.backbone), params, inputs, rngs
             )
-            return states
+            return states if shards is None else shards.by_batch(states)
 
-        if not chunk or rows <= chunk:
+        if not chunk or rows <= chunk * devices:
             return encoded(params, part, key)
-        blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk, *leaf.shape[1:]), part)
-        keys = None if key is None else jax.random.split(key, rows // chunk)
-        states = jax.lax.map(jax.checkpoint(lambda lot: encoded(params, *lot)), (blocks, keys))
-        return states.reshape(-1, *states.shape[2:])
+        lots = rows // (chunk * devices)
+
+        def of_lot(block, key):
+            return encoded(params, block if shards is None else shards.by_batch(block), key)
+
+        # Each lot has rows of every device: of rows one after another, a lot would be one device's alone.
+        blocks = jax.tree.map(lambda leaf: _turned(leaf, devices, lots).reshape(lots, -1, *leaf.shape[1:]), part)
+        keys = None if key is None else jax.random.split(key, lots)
+        states = jax.lax.map(jax.checkpoint(lambda lot: of_lot(*lot)), (blocks, keys))
+        states = _turned(states.reshape(-1, *states.shape[2:]), lots, devices).reshape(-1, *states.shape[2:])
+        return states if shards is None else shards.by_batch(states)
 
     def _on_device(self, block: Any) -> Any:
         """Pixels as the encoder takes them."""
@@ -121,9 +132,9 @@ class LiveBackbone:
         """Whether rows of several texts are made: a prompt would need to be in each text."""
         return bool(getattr(self.backbone.model, "packs", False)) and self.method.kind != "prompt"
 
-    def layout(self, inputs: RawInputs, multiple: int = 1) -> Layout:
-        """How a batch's items become parts, of which each has a number of rows that `multiple` divides."""
-        return layout_of(inputs, self.backbone.preprocess, self.packs, math.lcm(self.method.chunk or 4, multiple))
+    def layout(self, inputs: RawInputs, groups: int = 1) -> Layout:
+        """How a batch's items become parts, whose rows can be split over so many groups of devices."""
+        return layout_of(inputs, self.backbone.preprocess, self.packs, groups * (self.method.chunk or 4))
 
     def encode(self, trained: Params, frozen: Params, inputs: RawInputs) -> list[Num[np.ndarray, "row width"]]:
         """States of a whole catalogue with the given parameters, one array a layer; zeros for absent items."""
@@ -135,6 +146,11 @@ class LiveBackbone:
         states = np.zeros((layers, len(inputs.present), width), np.float32)
         states[:, rows] = found.swapaxes(0, 1)
         return list(states)
+
+
+def _turned(leaf: Array, outer: int, inner: int) -> Array:
+    """Blocks of an array's first axis, `outer` times `inner` of them, with the inner index before the outer one."""
+    return leaf.reshape(outer, inner, -1, *leaf.shape[1:]).swapaxes(0, 1)
 
 
 def _normalised(preprocess: ImagePreprocessor, pixels: Array) -> Float[Array, "*axes channel"]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool
 from mmrec_jax.live.backbone import LiveBackbone
 from mmrec_jax.live.inputs import RawInputs
 from mmrec_jax.live.parts import RawBatch
+from mmrec_jax.shards import Shards
 from mmrec_jax.store.table import StateTable
 from mmrec_jax.types import HiddenStates, Params
 
@@ -88,6 +89,7 @@ class LiveBackbones:
         media: dict[str, RawBatch],
         cached: HiddenStates,
         rng: Array | None = None,
+        shards: Shards | None = None,
     ) -> HiddenStates:
         """Hidden states of a batch's items: those that were looked up, and those that are computed here.
 
@@ -97,12 +99,13 @@ class LiveBackbones:
             media: modality -> the items' inputs.
             cached: states of the other modalities.
             rng: key of dropout; none where it is off.
+            shards: of a step over several devices.
         """
         values, present = dict(cached.values), dict(cached.present)
         for number, name in enumerate(sorted(self.backbones)):
             key = None if rng is None else jax.random.fold_in(rng, number)
             part = self.backbones[name]
-            values[name] = part.states(trained.get(name, {}), frozen.backbones[name], media[name], key)
+            values[name] = part.states(trained.get(name, {}), frozen.backbones[name], media[name], key, shards)
             present[name] = media[name].present
         return HiddenStates(
             values, present, complete=cached.complete and frozen.catalogue.complete, trained=bool(trained)

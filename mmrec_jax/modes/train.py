@@ -70,14 +70,14 @@ def _train(run: Run) -> Outcome:
 def _beginning(run: Run) -> tuple[SequentialFrozen, Params | None]:
     """What the run reads and never trains, and the parameters that it begins with, on the host; None for fresh ones.
 
-    Where a backbone is run in the step, on one device, they are made here, so that the weights they are made of need
-    not lie on the device beside them for the whole run.
+    Where a backbone is run in the step, they are made here, so that the weights they are made of need not lie on the
+    device beside them for the whole run.
     """
     from mmrec_jax.training.step import Programs, seed_keys
     from mmrec_jax.training.trees import host_copy
 
     begin, frozen = warm_parameters(run), run.frozen
-    if frozen.live is None or run.placement is not None:
+    if frozen.live is None:
         return frozen, begin
     if begin is None:
         begin = host_copy(Programs(run.task.init)((), seed_keys(run.config.training.seed)[0], frozen))

@@ -70,7 +70,7 @@ class MeshPlacement:
         """Where a parameter lies; an axis that the mesh does not divide is kept whole."""
         mesh = self._shards.mesh
         if (found := _EMBEDDED.fullmatch(path)) and found[1] in self._backbones:
-            return self._of_backbone({found[2]: jax.ShapeDtypeStruct(shape, np.float32)}, found[1])[found[2]]
+            return self.of_backbone({found[2]: jax.ShapeDtypeStruct(shape, np.float32)}, found[1])[found[2]]
         logical = next((axes for pattern, axes in LOGICAL_AXES.items() if re.fullmatch(pattern, path)), ())
         spec: list[tuple[str, ...] | None] = []
         for name, length in zip(logical, shape, strict=False):
@@ -79,8 +79,8 @@ class MeshPlacement:
             spec.append(axes if parts > 1 and length % parts == 0 else None)
         return NamedSharding(mesh, PartitionSpec(*spec))
 
-    def _of_backbone(self, named: dict[str, Any], modality: str) -> dict[str, NamedSharding]:
-        """Where weights of a backbone lie: tensor-parallel or fully sharded, as the rules say."""
+    def of_backbone(self, named: dict[str, Any], modality: str) -> dict[str, NamedSharding]:
+        """Where weights of a backbone, by '/'-joined names, lie: tensor-parallel or fully sharded, as the rules say."""
         rules = {axis: self._config.axes(axis) for axis in MESH_AXES}
         shapes = traverse_util.unflatten_dict(named, sep="/")
         found = parameter_shardings(shapes, self._backbones[modality], self._shards.mesh, rules)
@@ -91,7 +91,7 @@ class MeshPlacement:
         backbones = {}
         for modality, params in live.backbones.items():
             named = traverse_util.flatten_dict(params, sep="/")
-            where = self._of_backbone(named, modality)
+            where = self.of_backbone(named, modality)
             put = {name: placed(leaf, where[name]) for name, leaf in named.items()}
             backbones[modality] = traverse_util.unflatten_dict(put, sep="/")
         start = jax.tree.map(lambda leaf: placed(leaf, self._shards.whole), live.start)

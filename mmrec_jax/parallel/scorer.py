@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -38,9 +39,13 @@ class MeshScorer:
         """
         assert task.shards is not None
         self._task, self._shards = task, task.shards
-        self._params = placement.state(placement.readable(params))
+        whole = placement.readable(params)
+        self._params = placement.state(whole)
         if frozen.live is not None:
-            frozen = placement.frozen(task.computed(self._params, frozen))
+            # Each process encodes by itself: it needs all of the weights, those of other processes too.
+            alone = all(leaf.is_fully_addressable for leaf in jax.tree.leaves(self._params))
+            live = replace(frozen.live, backbones=placement.readable(frozen.live.backbones))
+            frozen = placement.frozen(task.computed(self._params if alone else whole, replace(frozen, live=live)))
         elif not frozen.rows:
             frozen = placement.frozen(frozen)
         self._vectors = _encoded(task, self._params, frozen)

@@ -38,7 +38,7 @@ def plan_extraction(config: RunConfig, topology: Topology) -> dict[str, Extracti
     """Modality -> its plan: of those whose states are kept in the store, and of live ones, whose states an evaluation
     computes for the whole catalogue.
 
-    A process encodes on its first chip, so that this program is that of one chip, whatever the topology.
+    The chips of a process each encode a part of a batch, so that this program is that of one chip on any topology.
     """
     where = SingleDeviceSharding(devices(topology)[0])
     found = {}

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax.sharding import SingleDeviceSharding
 
 from mmrec_jax import experiment
@@ -109,12 +110,13 @@ def run_shapes(config: RunConfig, topology: Topology, sizes: Sizes) -> RunShapes
         )
     live = _live(config)
     rows = sizes.items + 1
-    frozen = _frozen(config, config.cached, rows, shards, found[0], live)
+    sizes_of = {name: part.backbone.sizes for name, part in live.backbones.items()} if live else {}
+    placement = None if shards is None else MeshPlacement(config.parallel, shards, sizes_of)
+    frozen = _frozen(config, config.cached, rows, shards, found[0], _live_frozen(live, placement, found[0]))
     evaluated = frozen if live is None else _frozen(config, config.modalities, rows, shards, found[0], None)
     task = experiment.build_task(config, frozen.states, rows, live, shards)
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(lambda key, frozen: task.init(key, frozen), key, frozen)
-    placement = None if shards is None else MeshPlacement(config.parallel, shards)
     return RunShapes(
         config,
         topology,
@@ -204,7 +206,7 @@ def _frozen(
     rows: int,
     shards: Shards | None,
     device: Any,
-    live: LiveBackbones | None,
+    live: LiveFrozen | None,
 ) -> SequentialFrozen:
     """The catalogue with the states of the modalities `tabled`: as the store has them, live ones as float32."""
     padded = rows if shards is None else -(-rows // shards.row_parts) * shards.row_parts
@@ -226,23 +228,28 @@ def _frozen(
     table = StateTable(values, scales, present, complete=False, shards=shards)
     states = table if config.modalities else None
     total = 0 if shards is None else rows
-    return SequentialFrozen(states, of_rows(jnp.float32), _live_frozen(live, shards, device), total)
+    return SequentialFrozen(states, of_rows(jnp.float32), live, total)
 
 
-def _live_frozen(live: LiveBackbones | None, shards: Shards | None, device: Any) -> LiveFrozen | None:
+def _live_frozen(live: LiveBackbones | None, placement: MeshPlacement | None, device: Any) -> LiveFrozen | None:
     if live is None:
         return None
-    where = SingleDeviceSharding(device) if shards is None else shards.whole
 
-    def whole(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree)
+    def laid(name: str, tree: Any) -> Any:
+        named = traverse_util.flatten_dict(tree, sep="/")
+        where = dict.fromkeys(named, SingleDeviceSharding(device))
+        where = where if placement is None else placement.of_backbone(named, name)
+        found = {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where[path]) for path, leaf in named.items()
+        }
+        return traverse_util.unflatten_dict(found, sep="/")
 
     # A catalogue in which the second of two rows is there: nothing of it is looked at but that not all items are.
     none = RawInputs(np.zeros(0), np.zeros(4, np.int64), np.asarray([False, True, False]), ())
     parts = live.backbones.items()
     return LiveFrozen(
-        {name: whole(part.frozen) for name, part in parts},
-        {name: whole(part.start) for name, part in parts},
+        {name: laid(name, part.frozen) for name, part in parts},
+        {name: laid(name, part.start) for name, part in parts},
         LiveCatalogue({name: none for name, _ in parts}),
     )
 

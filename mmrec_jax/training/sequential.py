@@ -406,7 +406,9 @@ class SequentialRecommendation:
             return inputs.items
         trained, media, key = params.get("embedded", {}), inputs.batch.media, jax.random.fold_in(rng, 3)
         return tuple(
-            self.live.states(trained, frozen.live, media, part, key) if isinstance(part, HiddenStates) else part
+            self.live.states(trained, frozen.live, media, part, key, self.shards)
+            if isinstance(part, HiddenStates)
+            else part
             for part in inputs.items
         )
 

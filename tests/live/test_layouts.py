@@ -87,7 +87,7 @@ def test_a_batch_of_a_size_that_was_not_foreseen_gets_its_inputs_too(monkeypatch
         def __next__(self):
             return later
 
-    part = SimpleNamespace(layout=lambda inputs: ByLength(inputs, NoPreprocessing(), (8, 24), 2))
+    part = SimpleNamespace(layout=lambda inputs, groups: ByLength(inputs, NoPreprocessing(), (8, 24), 2))
     backbones, catalogue = SimpleNamespace(backbones={"a": part}), SimpleNamespace(inputs={"a": inputs})
     made = next(LiveStream(Stream(), backbones, catalogue)).media["a"]
     found = np.concatenate([block.ids.sum(axis=1) for block in made.parts])[made.places]

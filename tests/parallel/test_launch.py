@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 LAUNCH = Path(__file__).resolve().parent.parent.parent / "launch"
 SCRIPTS = ("tpu_pod.sh", "gke_xpk.sh", "slurm.sbatch", "gpu_workstation.sh", "local_multiprocess.sh")
+WAITS = "#!/bin/bash\ntrap 'kill $!; exit 75' TERM\necho started\nsleep 20 >&- 2>&- &\nwait\n"
 FLAGS = ("--config=my configs/crossan.py:smoke", "--config.evaluation.ks=(5, 10)")
 
 
@@ -37,7 +40,7 @@ def test_a_tpu_pod_is_made_set_up_used_and_given_back():
     of_gcloud = ["gcloud", "compute", "tpus", "tpu-vm"]
     where = ["--zone=us-west4-a", "--project=p"]
     made = launch("tpu_pod.sh", "create", *place, "--type=v5litepod-16", "--spot")[1]
-    sizes = ["--accelerator-type=v5litepod-16", "--version=tpu-ubuntu2204-base", "--spot"]
+    sizes = ["--accelerator-type=v5litepod-16", "--version=v2-alpha-tpuv5-lite", "--spot"]
     assert made == [[*of_gcloud, "create", "rec", *where, *sizes]]
     packed, copied, installed = launch("tpu_pod.sh", "install", *place)[1]
     assert packed[0] == "git"
@@ -109,6 +112,34 @@ def test_the_worst_end_of_local_processes_is_told(tmp_path):
     path = f"{tmp_path}:{os.environ['PATH']}"
     for ends, code in (("0 0 0", 0), ("0 75 0", 75), ("69 2 69", 2), ("69 75 69", 69)):
         assert launch("local_multiprocess.sh", "3", "--port=9", "--", PATH=path, ENDS=ends)[0] == code, ends
+
+
+def test_ctrl_c_and_sigterm_end_local_processes(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(WAITS)
+    python.chmod(0o755)
+    command = ["bash", str(LAUNCH / "local_multiprocess.sh"), "2", "--port=9", f"--logs={tmp_path}", "--", "--flag"]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    log = tmp_path / "process_1.log"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
+            assert running.stdout.readline() == b"started\n"
+            while not log.exists() or "started" not in log.read_text():
+                time.sleep(0.05)
+            running.send_signal(number)
+            assert running.wait(timeout=15) == 75
+        log.unlink()
+
+
+def test_a_signal_to_a_script_is_one_to_what_it_runs(tmp_path):
+    (tmp_path / "env").write_text(WAITS)
+    (tmp_path / "env").chmod(0o755)
+    command = ["bash", str(LAUNCH / "gpu_workstation.sh"), "--", *FLAGS]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as running:
+        assert running.stdout.readline() == b"started\n"
+        running.terminate()
+        assert running.wait(timeout=15) == 75
 
 
 @pytest.mark.parametrize(
