@@ -14,7 +14,7 @@ class HeldOut:
     """What was to be predicted.
 
     Attributes:
-        users: id of each example's user, sorted.
+        users: id of each example's user, in the same order for all that are compared.
         targets: id of the item that each example holds out.
         candidates: ids of all items that are ranked, sorted.
     """

@@ -2,7 +2,8 @@
 
 Users are resampled with replacement. Metrics depend on a user only through the cell of `gain_table` that the
 rank falls in, so a resample is drawn as a multinomial count of the cells (of pairs of cells for two models),
-which has the same distribution as an index per user and a cost that does not grow with the number of users.
+which has the same distribution as an index per user and a cost that does not grow with the number of users. Where a user has
+several examples, they are drawn together, user by user.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import numpy as np
 from jaxtyping import Float64, Int
 
 from mmrec_jax.evaluation.metrics import gain_table, metric_names, rank_cells
+
+_MOST_DRAWN = 4_000_000  # counts that are held at once
 
 
 @dataclass(frozen=True)
@@ -60,16 +63,24 @@ def differences(
     second: Int[np.ndarray, " example"],
     ks: Sequence[int],
     *,
+    users: np.ndarray | None = None,
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Difference]:
-    """Paired differences of every metric, from two models' ranks of the same examples in the same order."""
+    """Paired differences of every metric, from two models' ranks of the same examples in the same order.
+
+    Args:
+        users: whose each example is; None where each is of another. A user's examples are resampled together.
+    """
     table = gain_table(ks)
     cells = len(table)
     gains = (table[:, None] - table[None]).reshape(cells * cells, -1)
     pairs = rank_cells(first, ks) * cells + rank_cells(second, ks)
-    means = _resampled_means(pairs, gains, resamples, seed)
+    if users is None or len(np.unique(users)) == len(users):
+        means = _resampled_means(pairs, gains, resamples, seed)
+    else:
+        means = _resampled_users(gains[pairs], users, resamples, seed)
     observed = np.bincount(pairs, minlength=len(gains)) @ gains / len(pairs)
     return dict(zip(metric_names(ks), difference_of(observed, means, confidence), strict=True))
 
@@ -107,3 +118,17 @@ def _resampled_means(
     occurring, counts = np.unique(cells, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(len(cells), counts / len(cells), size=resamples)
     return drawn @ gains[occurring] / len(cells)
+
+
+def _resampled_users(
+    gains: Float64[np.ndarray, "example metric"], users: np.ndarray, resamples: int, seed: int
+) -> Float64[np.ndarray, "resample metric"]:
+    """Means over the examples of resampled users."""
+    _, places, counts = np.unique(users, return_inverse=True, return_counts=True)
+    sums = np.stack([np.bincount(places, column) for column in gains.T], axis=1)
+    rng, even = np.random.default_rng(seed), np.full(len(counts), 1 / len(counts))
+    parts = []
+    for start in range(0, resamples, each := max(_MOST_DRAWN // len(counts), 1)):
+        drawn = rng.multinomial(len(counts), even, size=min(each, resamples - start))
+        parts.append(drawn @ sums / (drawn @ counts)[:, None])
+    return np.concatenate(parts)

@@ -96,6 +96,12 @@ class Arrivals:
         """
         if not self.directory.is_dir():
             raise DataError(f"--watch={self.directory} is no directory: make it, or name another.")
+        try:
+            return self._next(entries)
+        except FileNotFoundError:  # removed or renamed while it was looked at: what is there tells the next look
+            return None
+
+    def _next(self, entries: Sequence[Entry]) -> Arrival | None:
         files = {path: path.name.removesuffix(path.suffix) for path in sorted(self.directory.iterdir()) if _seen(path)}
         self._looks = {path: look for path in files if (look := self._looked_at(path))}
         known: dict[str, set[str]] = {}

@@ -19,6 +19,7 @@ from pathlib import Path
 import polars as pl
 
 from mmrec_jax.errors import DataError
+from mmrec_jax.files import sync
 
 FOLDER = "journal"
 LINES = "journal.jsonl"
@@ -84,7 +85,9 @@ class Journal:
         for path, frame in ((self._events(entry.number), events), (self._items(entry.number), items)):
             unfinished = path.with_name(f".{path.name}")
             frame.write_parquet(unfinished)
+            sync(unfinished)
             unfinished.replace(path)
+        sync(self.directory)
         self._add(entry)
 
     def skip(self, name: str, digest: str, reason: str) -> None:

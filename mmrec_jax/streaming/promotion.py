@@ -1,4 +1,4 @@
-"""Whether a candidate takes the place of the model in service: a paired bootstrap on the same users."""
+"""Whether a candidate takes the place of the model in service: a paired bootstrap over the same users."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Tried:
     """A model's ranks on a window.
 
     Attributes:
-        held_out: users (sorted), the item that each holds out, and what was ranked.
+        held_out: user and held-out item of each example, and what was ranked. A user may have several.
         ranks: rank of each held-out item, 1 being the best.
     """
 
     held_out: HeldOut
-    ranks: Int[np.ndarray, " user"]
+    ranks: Int[np.ndarray, " example"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def judge(
     if rule not in PROMOTIONS:
         raise ConfigError(f"service.promote={rule!r}: choose one of {', '.join(PROMOTIONS)}.")
     k = int(metric.partition("@")[2])
-    own, users = metrics(candidate.ranks, (k,))[metric], len(candidate.ranks)
+    own, users = metrics(candidate.ranks, (k,))[metric], len(np.unique(candidate.held_out.users))
     if serving is None:
         return Verdict(True, "no model is in service", None, own, None, users)
     if texts := unpaired(candidate.held_out, serving.held_out):
@@ -87,9 +87,15 @@ def judge(
             "The candidate and the model in service cannot be compared user by user: " + "; ".join(texts)
         )
     other = metrics(serving.ranks, (k,))[metric]
-    found = differences(candidate.ranks, serving.ranks, (k,), resamples=resamples, confidence=confidence, seed=seed)[
-        metric
-    ]
+    found = differences(
+        candidate.ranks,
+        serving.ranks,
+        (k,),
+        users=candidate.held_out.users,
+        resamples=resamples,
+        confidence=confidence,
+        seed=seed,
+    )[metric]
     promoted = {"always": True, "better": found.low > 0, "unless_worse": found.high >= 0}[rule]
     return Verdict(promoted, _reason(promoted, rule, metric, found, confidence, users), found, own, other, users)
 

@@ -17,7 +17,7 @@ import polars as pl
 
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.evaluation.evaluate import EvaluationResult
-from mmrec_jax.evaluation.metrics import metrics
+from mmrec_jax.evaluation.metrics import gain_table, metric_names, metrics, rank_cells
 from mmrec_jax.evaluation.ranking import MISS
 from mmrec_jax.streaming import growth
 from mmrec_jax.streaming.learner import Learner
@@ -63,6 +63,7 @@ class StreamRun:
         self.state: StreamState
         self._params: Params | None  # None before the first training
         self.state, self._params = self._checkpoints.load()
+        learner.sizes = [(distinct, steps) for distinct, steps in self.state.sizes]
         self._result: EvaluationResult | None = None
 
     @property
@@ -139,6 +140,7 @@ class StreamRun:
         else:
             trained = self.learner.train(window.number, self._params if grows else None)
             self._params, self.state.utilisation = trained.params, trained.utilisation
+            self.state.sizes = [list(size) for size in self.learner.sizes]
             report |= {"training": trained.facts}
         trainable, total = growth.counts(self.params)
         shares = {name: np.asarray(values) for name, values in self.state.utilisation.items()}
@@ -157,14 +159,14 @@ class StreamRun:
             self.report["test"] = {"window": window.number, "examples": 0}
             self._say(f"window {window.number}: no user to test on")
             return
-        self.report["test"] = {"window": window.number, **_facts(result)}
+        self.report["test"] = {"window": window.number, **facts(result)}
         self._write_ranks(result, window.number)
         shown = ", ".join(f"{name} {100 * value:.2f}%" for name, value in self.report["test"]["metrics"].items())
         self._say(f"tested on window {window.number}: {shown}")
         self.report["held_out"] = {}
         for earlier in range(max(1, window.number - self._stream.forgetting), window.number):
             if (found := self.learner.held_out(scorer, earlier)) is not None:
-                self.report["held_out"][str(earlier)] = _facts(found)["metrics"]
+                self.report["held_out"][str(earlier)] = facts(found)["metrics"]
 
     def _promote(self, window: Window) -> None:
         if self._promotion is None:
@@ -212,8 +214,7 @@ class StreamRun:
         self.report["pruned"] += [{"rung": p.rung, "slot": p.slot, "utilisation": p.utilisation} for p in pruned]
 
     def _write_ranks(self, result: EvaluationResult, number: int) -> None:
-        """`ranks/<window>.parquet`: user, item, rank (null for a repeat that is a miss) and whether it is the user's
-        last event of the window."""
+        """`ranks/<window>.parquet`: user, item and rank, which is null for a repeat that is a miss."""
         folder = self.learner.workdir / "ranks"
         folder.mkdir(parents=True, exist_ok=True)
         memory = self.learner.memory
@@ -225,7 +226,7 @@ class StreamRun:
         unfinished.replace(folder / f"{number:04d}.parquet")
 
 
-def _facts(result: EvaluationResult) -> dict[str, Any]:
+def facts(result: EvaluationResult) -> dict[str, Any]:
     """An evaluation for the report: HR and NDCG over examples and, which differs where all events of a user are
     predicted, their means over users."""
     ks = result.config.ks
@@ -234,11 +235,8 @@ def _facts(result: EvaluationResult) -> dict[str, Any]:
     weights = 1 / np.bincount(place)[place]
     by_user = {}
     if len(users) < len(result.users):
-        for name in names:
-            k = int(name.partition("@")[2])
-            hit = result.ranks <= k
-            gain = hit / np.log2(1 + result.ranks) if name.startswith("NDCG") else hit.astype(float)
-            by_user[name] = float(np.sum(gain * weights) / len(users))
+        means = weights @ gain_table(ks)[rank_cells(result.ranks, ks)] / len(users)
+        by_user = {name: value for name, value in zip(metric_names(ks), means.tolist(), strict=True) if name in names}
     values = metrics(result.ranks, ks)
     return {
         "examples": len(result.ranks),

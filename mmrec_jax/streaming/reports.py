@@ -22,8 +22,8 @@ def summary(reports: Reports, metric: str) -> dict[str, Any]:
 
     Returns:
         `metrics` (mean over windows), `windows` (how many were tested), `forgetting` (see there), `seconds`,
-        `recompilations` (after the first window), `peak_memory_bytes`, and `time_ratio`: seconds of training a target
-        and epoch in the last window over those in the first that compiled nothing; None where there are not two.
+        `recompilations` (after the first window), `peak_memory_bytes`, and `time_ratio` (see there; None where
+        fewer than two windows were trained).
     """
     tested = [report["test"]["metrics"] for report in reports if report.get("test", {}).get("examples")]
     by_user = [report["test"]["by_user"] for report in reports if report.get("test", {}).get("by_user")]
@@ -116,11 +116,13 @@ def as_csv(reports: Reports) -> str:
 def table(reports: Reports, title: str) -> Table:
     """The windows side by side: new items, seconds of training, experts of all rungs and how many were then pruned and
     added, metrics on the next window in percent, and their means."""
+    from rich import box
     from rich.table import Table
 
     names = list(dict.fromkeys(name for r in reports for name in r.get("test", {}).get("metrics", {})))[:4]
     names = sorted(names, key=lambda name: (not name.startswith("HR"), int(name.partition("@")[2])))
-    grid = Table(title=title)
+    # Nine columns must fit into a terminal of 80.
+    grid = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     columns = ["window", "new", "s", "experts", "-/+", *names]
     for column in columns:
         grid.add_column(column, justify="right")

@@ -48,6 +48,19 @@ def test_the_reason_tells_difference_interval_and_number_of_users():
     assert verdict.as_json()["difference"]["mean"] == verdict.difference.mean
 
 
+def test_examples_of_a_user_are_drawn_together():
+    # Ten users of 30 examples each, six of whom the candidate serves worse: as many independent examples would tell.
+    owners = np.repeat([f"u{number}" for number in range(10)], 30)
+    serving, candidate = (tried(np.repeat(ranks, 30), users=owners) for ranks in ([5] * 10, [4] * 4 + [7] * 6))
+    apart = judge(candidate, serving)
+    assert apart.users == 10
+    assert apart.promoted
+    alone = judge(Tried(tried(candidate.ranks).held_out, candidate.ranks), tried(serving.ranks))
+    assert not alone.promoted
+    assert apart.difference.mean == alone.difference.mean < 0
+    assert apart.difference.low < alone.difference.low
+
+
 def test_the_same_ranks_give_the_same_verdict_again():
     assert judge(tried(EQUAL), tried(RANKS)) == judge(tried(EQUAL), tried(RANKS))
 

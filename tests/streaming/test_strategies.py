@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from mmrec_jax.errors import ConfigError
+from mmrec_jax.evaluation.config import EvaluationConfig
+from mmrec_jax.evaluation.evaluate import EvaluationResult
+from mmrec_jax.evaluation.ranking import MISS
 from mmrec_jax.streaming import growth, reports
+from mmrec_jax.streaming.protocol import facts
 from mmrec_jax.streaming.table import PaddedTable
 from mmrec_jax.streaming.utilisation import with_evaluations
+from mmrec_jax.training.manifest import checksums
 from tests.streaming.conftest import ITEMS, learner, settings, states
 from tests.streaming.test_protocol import lived
 
@@ -91,6 +98,10 @@ def test_reports_say_what_happened(grown, tmp_path):
     reports.plot_experts(found, tmp_path / "experts.png")
     assert (tmp_path / "experts.png").stat().st_size > 10_000
     assert "words" in str(found[0]["experts"])
+    with (console := Console(width=80, file=io.StringIO())).capture() as shown:
+        console.print(reports.table(found, "t"))
+    assert "NDCG@10" in shown.get()
+    assert "…" not in shown.get()
     assert reports.table(found, "t").row_count == 4
 
 
@@ -106,7 +117,8 @@ def test_a_table_beyond_its_capacity_is_doubled_and_keeps_its_rows():
     np.testing.assert_array_equal(after[:12], np.asarray(states(items[:11]).values["words"][0]))
     assert not after[12:].any()
     assert not np.asarray(table.table.present["words"])[12:].any()
-    assert table.filled.num_rows == 12
+    assert table.first(11).num_rows == 12
+    np.testing.assert_array_equal(np.asarray(table.first(3).values["words"][0]), before[:4])
 
 
 def test_what_a_stream_does_not_read_is_refused(tmp_path):
@@ -139,3 +151,20 @@ def test_a_stream_that_forgets_is_one_that_begins_later(windows, tmp_path):
     np.testing.assert_array_equal(long.memory.events.windows, np.full(len(windows[2]), 3))
     np.testing.assert_array_equal(long.memory.events.items, late.memory.events.items)
     assert long.known.sum() == late.memory.num_items
+
+
+def test_parameters_to_begin_with_do_not_depend_on_windows_that_came_since(windows, tmp_path):
+    early, late = (learner(settings(**{"model.standardise": True}), tmp_path / name) for name in ("early", "late"))
+    early.observe(windows[0])
+    for window in windows[:3]:
+        late.observe(window)
+    assert late.memory.num_items > early.memory.num_items
+    assert checksums(early.fresh()) == checksums(late.fresh())
+
+
+def test_a_repeat_that_is_a_miss_counts_as_one_in_the_means_over_users():
+    ranks, users = np.asarray([1, MISS, 3], np.int32), np.asarray([0, 0, 1], np.int32)
+    result = EvaluationResult(
+        {"HR@5": 0, "NDCG@5": 0}, {}, {}, users, users, ranks, 1, 9, {}, EvaluationConfig(ks=(5,))
+    )
+    assert facts(result)["by_user"] == {"HR@5": 0.75, "NDCG@5": 0.5}
