@@ -2,8 +2,8 @@
 
 Users are resampled with replacement. Metrics depend on a user only through the cell of `gain_table` that the
 rank falls in, so a resample is drawn as a multinomial count of the cells (of pairs of cells for two models),
-which has the same distribution as an index per user and a cost that does not grow with the number of users. Where a user has
-several examples, they are drawn together, user by user.
+which has the same distribution as an index per user and a cost that does not grow with the number of users.
+Where a user has several examples, they are drawn together, user by user.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ def stream(run: Run) -> dict[str, Any]:
     data = run.config.data
     if max(data.user_core, data.item_core) > 1:
         run.console.print(
-            f"Note: data.user_core={data.user_core} and data.item_core={data.item_core} count the events of the whole log, "
-            "so that what a window holds depends on later ones. Set both to 0: stream.user_core and stream.item_core "
-            "count within each window."
+            f"Note: data.user_core={data.user_core} and data.item_core={data.item_core} count the events of the whole "
+            "log, so that what a window holds depends on later ones. Set both to 0: stream.user_core and "
+            "stream.item_core count within each window."
         )
     run.console.print(
         f"{len(windows)} windows of {sum(map(len, windows)):,} events, {len(catalogue):,} items; "

@@ -31,8 +31,8 @@ class StreamState:
         phase: of `PHASES`, the last that is done with it.
         seen: name and number of events of each window so far.
         utilisation: rung -> of each slot, from the window that was trained last.
-        sizes: of the batches (axes `distinct` and `step`), which the first training chose: sums over axes of other sizes
-            are rounded otherwise.
+        sizes: of the batches (axes `distinct` and `step`), which the first training chose: sums over axes of other
+            sizes are rounded otherwise.
         reports: one entry a window that was trained on, see `protocol`.
     """
 
