@@ -86,8 +86,11 @@ def store_location(config: RunConfig, workdir: Path) -> str:
     return str(workdir / "store")
 
 
-def ensure_states(config: RunConfig, catalogue: pl.DataFrame, workdir: Path) -> HiddenStateStore:
-    """A store that holds every item's states of the modalities that are not live; extracts what it lacks.
+def ensure_states(
+    config: RunConfig, catalogue: pl.DataFrame, workdir: Path, shards: Shards | None = None
+) -> HiddenStateStore:
+    """A store that holds every item's states of the modalities that are not live; extracts what it lacks, over the
+    devices of this process that are in the run's mesh.
 
     Raises:
         StoreMismatchError: the store was made with other settings.
@@ -106,7 +109,8 @@ def ensure_states(config: RunConfig, catalogue: pl.DataFrame, workdir: Path) -> 
             return store
     for part in config.cached.values():
         fill_template(part.source, catalogue.head(0))  # a missing column is found before the store is made
-    extract(config.cached, catalogue, source_directory(config), location, config.extraction)
+    devices = shards.own_devices if shards else ()
+    extract(config.cached, catalogue, source_directory(config), location, config.extraction, devices=devices)
     return HiddenStateStore.open(location)
 
 
@@ -281,7 +285,7 @@ def training_stream(
         return stream
     from mmrec_jax.live import LiveStream
 
-    return LiveStream(stream, live, catalogue)
+    return LiveStream(stream, live, catalogue, groups)
 
 
 def _rows_of_group(config: RunConfig, prepared: PreparedData, shards: Shards | None) -> int:

@@ -40,6 +40,12 @@ class Shards:
     encode: str = "equal"
 
     @property
+    def own_devices(self) -> tuple[jax.Device, ...]:
+        """Devices of this process."""
+        here = jax.process_index()
+        return tuple(device for device in self.mesh.devices.flat if device.process_index == here)
+
+    @property
     def batch_parts(self) -> int:
         """In how many parts the batch is split."""
         return self._parts(self.batch)

@@ -9,12 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from mmrec_jax.backbones.audio_features import AudioPreprocessor
@@ -84,12 +85,21 @@ class PooledEncoder:
         waited: seconds in which inputs were awaited and nothing was computed, at most.
     """
 
-    def __init__(self, backbone: Backbone, heads: Sequence[Head], batch: int, *, packs: bool = True):
+    def __init__(
+        self,
+        backbone: Backbone,
+        heads: Sequence[Head],
+        batch: int,
+        *,
+        packs: bool = True,
+        devices: Sequence[jax.Device] = (),
+    ):
         """Args:
         backbone: the encoder.
         heads: what is kept of its states.
-        batch: rows at once.
+        batch: rows at once, on each device.
         packs: whether rows of several texts may be made for encoders that take them.
+        devices: of this process that share the rows of a batch; none for the first one.
 
         Raises:
             ConfigError: a head does not fit the encoder (`check_head`).
@@ -98,13 +108,15 @@ class PooledEncoder:
             check_head(backbone, head)
         self.backbone = backbone
         self.heads = tuple(heads)
-        self.batch = batch
+        self.batch = batch * max(len(devices), 1)
         self._packs = packs and getattr(backbone.model, "packs", False)
         self.waited = 0.0
         self._running: deque[tuple[np.ndarray, np.ndarray, Future[list[np.ndarray]]]] = deque()
         # Two batches at a time: where one waits for a core or for the host, the other is computed.
         self._threads = ThreadPoolExecutor(2)
         self._compiled, self._compiling = set[str](), Lock()
+        self._devices, self._mesh = tuple(devices), cast(Mesh | None, None)
+        self._own: Params | None = None
         tokens = tokens_of(backbone)
         model = model_for(backbone, heads)
         self._apply = jax.jit(partial(pooled_states, model, self.heads, tokens))
@@ -119,7 +131,13 @@ class PooledEncoder:
                 channel] of videos, or sound [time *bin]. Those of equal shapes are taken batch by batch.
             params: of the encoder; None is the backbone's own.
         """
-        finished, used = [], self.backbone.params if params is None else params
+        if params is not None:
+            used = self._over(params)
+        elif self._own is not None:
+            used = self._own
+        else:
+            used = self._own = self._over(self.backbone.params)
+        finished = []
         for rows, places, batch in self._batches(self._timed(inputs)):
             self._running.append((rows, places, self._threads.submit(self._compute, used, batch)))
             # One batch is prepared while two are computed; more at once would only take memory.
@@ -138,7 +156,21 @@ class PooledEncoder:
         rows, places, states = self._running.popleft()
         return rows, [state[places] for state in states.result()]
 
+    def _over(self, params: Params) -> Params:
+        """The parameters on each of the devices that share the rows of a batch: those of the encoder, or those of this
+        process that parameters of a mesh lie on. As they are where there are none. No device waits for another."""
+        leaf = next(iter(jax.tree.leaves(params)), None)
+        devices = self._devices
+        if not devices and isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
+            every = leaf.sharding.mesh.devices.flat
+            devices = tuple(device for device in every if device.process_index == jax.process_index())
+        self._mesh = Mesh(np.asarray(devices), ("rows",), axis_types=(AxisType.Auto,)) if devices else None
+        return params if self._mesh is None else jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
+
     def _compute(self, params: Params, batch: Tokens | Sound | Array) -> list[np.ndarray]:
+        if self._mesh is not None:
+            divided = jax.tree.leaves(batch)[0].shape[0] % self._mesh.size == 0
+            batch = jax.device_put(batch, NamedSharding(self._mesh, PartitionSpec("rows" if divided else None)))
         shape = str(jax.tree.map(np.shape, batch))
         if shape not in self._compiled:
             with self._compiling:  # by one of the threads, and not by both

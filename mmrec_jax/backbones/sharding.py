@@ -6,6 +6,7 @@ over the devices. The logical axes of parameters are data, and so is what each o
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -31,7 +32,7 @@ LOGICAL_AXES: dict[str, tuple[str | None, ...]] = {
 }
 """Pattern of a parameter's path -> the logical axis of each of its axes. Parameters of no pattern have none."""
 
-MESH_AXES: dict[str, str | None] = {
+MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
     "heads": "model",
     "key_heads": "model",
     "mlp": "model",
@@ -41,14 +42,20 @@ MESH_AXES: dict[str, str | None] = {
 """Logical axis -> the axis of the mesh it is split over; None keeps it whole."""
 
 
+Rules = Mapping[str, str | tuple[str, ...] | None]
+"""Logical axis -> one axis of the mesh or several; None or () keeps it whole."""
+
+
+def _axes(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else axes or ()
+
+
 def logical_axes(path: str) -> tuple[str | None, ...]:
     """The logical axes of the parameter at a path joined by "/"; () where it is kept whole."""
     return next((axes for pattern, axes in LOGICAL_AXES.items() if re.fullmatch(pattern, path)), ())
 
 
-def parameter_shardings(
-    shapes: Params, sizes: TransformerConfig, mesh: Mesh, rules: Mapping[str, str | None] = MESH_AXES
-) -> Params:
+def parameter_shardings(shapes: Params, sizes: TransformerConfig, mesh: Mesh, rules: Rules = MESH_AXES) -> Params:
     """A NamedSharding for every parameter.
 
     An axis is kept whole where the mesh does not divide it; heads are never cut, so that keys and values of fewer
@@ -63,19 +70,21 @@ def parameter_shardings(
     Raises:
         ConfigError: a rule names an axis that the mesh lacks.
     """
-    if unknown := {axis for axis in rules.values() if axis is not None and axis not in mesh.shape}:
+    if unknown := {axis for axes in rules.values() for axis in _axes(axes) if axis not in mesh.shape}:
         raise ConfigError(
             f"sharding rules name the mesh axis {', '.join(sorted(unknown))}, but the mesh has "
             f"{', '.join(mesh.axis_names)}: name an axis of the mesh, or None to keep the parameters whole"
         )
     heads = {"heads": sizes.heads, "key_heads": sizes.key_heads or sizes.heads}
 
-    def mesh_axis(logical: str | None, length: int) -> str | None:
-        axis = rules.get(logical) if logical else None
-        return axis if axis and heads.get(logical or "", length) % mesh.shape[axis] == 0 else None
+    def mesh_axes(logical: str | None, length: int) -> tuple[str, ...] | None:
+        axes = _axes(rules.get(logical)) if logical else ()
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        divided = heads.get(logical or "", length) % parts == 0 and length % parts == 0
+        return axes if axes and divided else None
 
     def sharding(path: str, shape: tuple[int, ...]) -> NamedSharding:
-        axes = [mesh_axis(logical, length) for logical, length in zip(logical_axes(path), shape, strict=False)]
+        axes = [mesh_axes(logical, length) for logical, length in zip(logical_axes(path), shape, strict=False)]
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     leaves = traverse_util.flatten_dict(shapes, sep="/")

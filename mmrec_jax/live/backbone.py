@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -120,9 +121,9 @@ class LiveBackbone:
         """Whether rows of several texts are made: a prompt would need to be in each text."""
         return bool(getattr(self.backbone.model, "packs", False)) and self.method.kind != "prompt"
 
-    def layout(self, inputs: RawInputs, multiple: int = 4) -> Layout:
-        """How a batch's items become parts."""
-        return layout_of(inputs, self.backbone.preprocess, self.packs, self.method.chunk or multiple)
+    def layout(self, inputs: RawInputs, multiple: int = 1) -> Layout:
+        """How a batch's items become parts, of which each has a number of rows that `multiple` divides."""
+        return layout_of(inputs, self.backbone.preprocess, self.packs, math.lcm(self.method.chunk or 4, multiple))
 
     def encode(self, trained: Params, frozen: Params, inputs: RawInputs) -> list[Num[np.ndarray, "row width"]]:
         """States of a whole catalogue with the given parameters, one array a layer; zeros for absent items."""

@@ -23,8 +23,9 @@ class LiveStream:
     for it, and says so.
     """
 
-    def __init__(self, stream: TrainingStream, backbones: LiveBackbones, catalogue: LiveCatalogue):
-        """Tries the stream's batches; its position stays as it is.
+    def __init__(self, stream: TrainingStream, backbones: LiveBackbones, catalogue: LiveCatalogue, groups: int = 1):
+        """Tries the stream's batches; its position stays as it is. `groups` divides the rows of each part: over so many
+        devices they are split.
 
         Raises:
             ConfigError: no item has one of the modalities.
@@ -34,7 +35,7 @@ class LiveStream:
             raise ConfigError(f"methods.{lacking[0]}: no item has this modality: take it out of the config.")
         self._stream = stream
         self._layouts: dict[str, Layout] = {
-            name: part.layout(catalogue.inputs[name]) for name, part in backbones.backbones.items()
+            name: part.layout(catalogue.inputs[name], groups) for name, part in backbones.backbones.items()
         }
         self._most, self._largest = self._needs()
 

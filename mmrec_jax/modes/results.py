@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmrec_jax.files import write_whole
 from mmrec_jax.modes.run import Run
+from mmrec_jax.training.processes import writes
 
 if TYPE_CHECKING:
     from mmrec_jax.evaluation.evaluate import EvaluationResult
@@ -34,7 +35,8 @@ def tested(
     from mmrec_jax import slots
 
     result = run.test(params)
-    result.write_ranks(run.workdir / ranks, run.data.user_ids, run.data.item_ids)
+    if writes():
+        result.write_ranks(run.workdir / ranks, run.data.user_ids, run.data.item_ids)
     # A program that was compiled within an epoch is no part of what an epoch takes.
     epochs = [entry["seconds"] for entry in history if not entry["recompilations"]]
     training = {
@@ -108,6 +110,8 @@ def report(run: Run, outcomes: Mapping[str, Outcome], name: str) -> dict[str, An
             for model, difference in differences.items()
         },
     }
+    if not writes():
+        return content
     write_whole(run.workdir / f"{name}.json", json.dumps(content, indent=2))
     parts = [f"# {first}: test split", f"{protocol}.", markdown(results)]
     parts += [slice_markdown(results)] if run.config.evaluation.slices else []

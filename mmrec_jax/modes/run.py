@@ -21,6 +21,7 @@ from mmrec_jax.errors import CheckpointError, ConfigError, UserError
 from mmrec_jax.modes.versions import in_service
 from mmrec_jax.modes.workdir import CONFIG_FILE, check_same_run, is_trained, keep_config, read_config
 from mmrec_jax.systems import registry
+from mmrec_jax.training.processes import first_alone, writes
 
 if TYPE_CHECKING:
     from mmrec_jax.data.prepared import Examples, PreparedData
@@ -57,7 +58,7 @@ class Run:
         if self.baseline_of is not None:
             return self.baseline_of.data
         try:
-            prepared = experiment.prepare_data(self.config, self.workdir)
+            prepared = first_alone(lambda: experiment.prepare_data(self.config, self.workdir), "prepared data")
         except UserError as error:
             # A finished run is used where its raw data is not: in another folder, or on another machine.
             prepared = self._data_of_checkpoint(error)
@@ -79,7 +80,9 @@ class Run:
     @functools.cached_property
     def store(self) -> HiddenStateStore | None:
         """The hidden-state store, filled on the first use; None where no states come from one."""
-        return experiment.ensure_states(self.config, self.data.catalogue, self.workdir) if self.config.cached else None
+        if not self.config.cached:
+            return None
+        return experiment.ensure_states(self.config, self.data.catalogue, self.workdir, self.shards)
 
     @functools.cached_property
     def live(self) -> LiveBackbones | None:
@@ -93,7 +96,10 @@ class Run:
             return None
         items, folder = self.data.catalogue, self.workdir / "inputs"
         root = experiment.source_directory(self.config) if experiment.has_source(self.config) else self.workdir
-        return experiment.live_catalogue(self.config, self.live, items, root, folder, self.data.fingerprint)
+        live, made_of = self.live, self.data.fingerprint
+        return first_alone(
+            lambda: experiment.live_catalogue(self.config, live, items, root, folder, made_of), "inputs of backbones"
+        )
 
     @functools.cached_property
     def table(self) -> StateTable | None:
@@ -125,7 +131,10 @@ class Run:
         """Where the arrays of a training lie; None for one device."""
         from mmrec_jax.parallel.placement import MeshPlacement
 
-        return None if self.shards is None else MeshPlacement(self.config.parallel, self.shards)
+        if self.shards is None:
+            return None
+        sizes = {name: part.backbone.sizes for name, part in self.live.backbones.items()} if self.live else {}
+        return MeshPlacement(self.config.parallel, self.shards, sizes)
 
     @functools.cached_property
     def frozen(self):
@@ -263,7 +272,7 @@ def open_run(config: config_dict.ConfigDict | None, workdir: str | Path | None, 
         changes = check_same_run(settings, directory)
         if changes:
             run.console.print("Changed since the run began: " + "; ".join(changes))
-        if trains:
+        if trains and writes():
             keep_config(settings, directory)
             if told := registry.hint(settings):
                 run.console.print(told, soft_wrap=True)
@@ -272,8 +281,8 @@ def open_run(config: config_dict.ConfigDict | None, workdir: str | Path | None, 
 
 
 def terminal() -> Console:
-    """Where the modes write: titles are printed as they are, whatever brackets they have."""
-    return Console(markup=False, emoji=False, highlight=False)
+    """Where the modes write; of several processes, one does. Titles are printed as they are, brackets included."""
+    return Console(markup=False, emoji=False, highlight=False, quiet=not writes())
 
 
 def keep_compiled_programs(config: RunConfig) -> None:

@@ -1,6 +1,7 @@
 """Loss functions of sequential recommendation, each under its own name."""
 
 from mmrec_jax.objectives.losses import (
+    MASKED,
     OBJECTIVES,
     ObjectiveConfig,
     gbce_loss,
@@ -12,6 +13,7 @@ from mmrec_jax.objectives.losses import (
 )
 
 __all__ = [
+    "MASKED",
     "OBJECTIVES",
     "ObjectiveConfig",
     "gbce_loss",

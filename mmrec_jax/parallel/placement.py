@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Num
 
+from mmrec_jax.backbones.sharding import MESH_AXES, parameter_shardings
+from mmrec_jax.backbones.transformer import TransformerConfig
+from mmrec_jax.live.catalogue import LiveFrozen
 from mmrec_jax.parallel.config import ParallelConfig
 from mmrec_jax.parallel.mesh import run_mesh
 from mmrec_jax.shards import Shards
@@ -25,6 +29,9 @@ LOGICAL_AXES: dict[str, tuple[str | None, ...]] = {
 }
 """Pattern of a trained parameter's path -> the logical axis of each of its axes. The optimiser keeps its moments under
 the same paths, so that they lie with their parameters; arrays of no pattern are on every device."""
+
+
+_EMBEDDED = re.compile(r"(?:.*/)?embedded/([^/]+)/(.+)")
 
 
 def run_shards(config: ParallelConfig) -> Shards | None:
@@ -42,8 +49,16 @@ def run_shards(config: ParallelConfig) -> Shards | None:
 class MeshPlacement:
     """Batches and the catalogue's rows split over a mesh, parameters as `LOGICAL_AXES` and the rules say."""
 
-    def __init__(self, config: ParallelConfig, shards: Shards):
-        self._config, self._shards = config, shards
+    def __init__(
+        self, config: ParallelConfig, shards: Shards, backbones: Mapping[str, TransformerConfig] | None = None
+    ):
+        """
+        Args:
+            config: rules.
+            shards: of the mesh.
+            backbones: modality -> sizes of the backbone that is run in the step.
+        """
+        self._config, self._shards, self._backbones = config, shards, backbones or {}
 
     def state(self, tree: Any) -> Any:
         """Parameters and what belongs to them, by the names of the leaves."""
@@ -54,6 +69,8 @@ class MeshPlacement:
     def parameter(self, path: str, shape: tuple[int, ...]) -> NamedSharding:
         """Where a parameter lies; an axis that the mesh does not divide is kept whole."""
         mesh = self._shards.mesh
+        if (found := _EMBEDDED.fullmatch(path)) and found[1] in self._backbones:
+            return self._of_backbone({found[2]: jax.ShapeDtypeStruct(shape, np.float32)}, found[1])[found[2]]
         logical = next((axes for pattern, axes in LOGICAL_AXES.items() if re.fullmatch(pattern, path)), ())
         spec: list[tuple[str, ...] | None] = []
         for name, length in zip(logical, shape, strict=False):
@@ -62,6 +79,24 @@ class MeshPlacement:
             spec.append(axes if parts > 1 and length % parts == 0 else None)
         return NamedSharding(mesh, PartitionSpec(*spec))
 
+    def _of_backbone(self, named: dict[str, Any], modality: str) -> dict[str, NamedSharding]:
+        """Where weights of a backbone lie: tensor-parallel or fully sharded, as the rules say."""
+        rules = {axis: self._config.axes(axis) for axis in MESH_AXES}
+        shapes = traverse_util.unflatten_dict(named, sep="/")
+        found = parameter_shardings(shapes, self._backbones[modality], self._shards.mesh, rules)
+        return traverse_util.flatten_dict(found, sep="/")
+
+    def _live(self, live: LiveFrozen) -> LiveFrozen:
+        """Weights of the backbones by the rules; what training only begins with is on every device."""
+        backbones = {}
+        for modality, params in live.backbones.items():
+            named = traverse_util.flatten_dict(params, sep="/")
+            where = self._of_backbone(named, modality)
+            put = {name: placed(leaf, where[name]) for name, leaf in named.items()}
+            backbones[modality] = traverse_util.unflatten_dict(put, sep="/")
+        start = jax.tree.map(lambda leaf: placed(leaf, self._shards.whole), live.start)
+        return replace(live, backbones=backbones, start=start)
+
     def frozen(self, frozen: SequentialFrozen) -> SequentialFrozen:
         """The catalogue split by rows, filled up with rows of zeros to what the mesh divides."""
         shards, states = self._shards, frozen.states
@@ -69,6 +104,8 @@ class MeshPlacement:
         padded = -(-rows // shards.row_parts) * shards.row_parts
 
         def split(leaf: Any) -> jax.Array:
+            if isinstance(leaf, jax.Array) and leaf.sharding == shards.split(shards.rows, padded):
+                return leaf
             return _filled_up(leaf, padded, shards.split(shards.rows, padded))
 
         if states is not None:
@@ -79,7 +116,9 @@ class MeshPlacement:
                 states.complete,
                 shards,
             )
-        return replace(frozen, states=states, log_popularity=split(frozen.log_popularity), rows=rows)
+        live = None if frozen.live is None else self._live(frozen.live)
+        popularity = split(frozen.log_popularity)
+        return replace(frozen, states=states, log_popularity=popularity, live=live, rows=rows)
 
     def batch(self, batch: Any) -> Any:
         """Users, steps and items of a batch, each split along its first axis."""

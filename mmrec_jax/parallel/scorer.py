@@ -39,8 +39,10 @@ class MeshScorer:
         assert task.shards is not None
         self._task, self._shards = task, task.shards
         self._params = placement.state(placement.readable(params))
-        frozen = task.computed(self._params, frozen)
-        frozen = frozen if frozen.rows else placement.frozen(frozen)
+        if frozen.live is not None:
+            frozen = placement.frozen(task.computed(self._params, frozen))
+        elif not frozen.rows:
+            frozen = placement.frozen(frozen)
         self._vectors = _encoded(task, self._params, frozen)
         self._scored = RowCatalogue(_score_vectors(task, self._vectors), self._shards, frozen.num_rows)
 

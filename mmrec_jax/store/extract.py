@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
 import polars as pl
 from rich.console import Console
 
@@ -24,6 +25,7 @@ def extract(
     store: str | Path,
     config: ExtractionConfig | None = None,
     mirrors: Mapping[str, str] | None = None,
+    devices: Sequence[jax.Device] = (),
 ) -> dict[str, ModalityReport]:
     """Makes a store hold the hidden states of every item of a catalogue.
 
@@ -41,6 +43,7 @@ def extract(
         store: local path or gs:// URL; made where it does not exist, appended to where items are new.
         config: sizes of batches, type of the store, bounds.
         mirrors: backbone as named in a modality -> where its files are on this machine.
+        devices: of this process that share the rows of a batch; none for the first one.
 
     Returns:
         A report for each modality.
@@ -60,7 +63,9 @@ def extract(
     reports: dict[str, ModalityReport] = {}
     written: dict[str, str] = {}
     for group in _groups(modalities):
-        work = GroupExtraction(group, catalogue, Path(media_root), target, config, dict(mirrors or {}), processes)
+        work = GroupExtraction(
+            group, catalogue, Path(media_root), target, config, dict(mirrors or {}), processes, devices
+        )
         reports |= work.run(written)
         if config.progress and processes.first:
             for name in group:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -50,7 +50,9 @@ class GroupExtraction:
         config: ExtractionConfig,
         mirrors: dict[str, str],
         processes: Processes,
+        devices: Sequence[jax.Device] = (),
     ):
+        self.devices = devices
         self.group, self.catalogue, self.media_root = group, catalogue, media_root
         self.store, self.config, self.mirrors, self.processes = store, config, mirrors, processes
         self.title, self.name, self.any = ", ".join(group), next(iter(group)), next(iter(group.values()))
@@ -147,7 +149,7 @@ class GroupExtraction:
 
     def _encode(self, backbone: Backbone, pending: dict[str, np.ndarray], waiting: np.ndarray) -> None:
         heads = [Head(self.store.modalities[name].layers, m.pooling, m.frame_pooling) for name, m in self.group.items()]
-        encoder = PooledEncoder(backbone, heads, self.batch)
+        encoder = PooledEncoder(backbone, heads, self.batch, devices=self.devices)
         chunk = min(chunk_rows(open_array(self.store.files, f"{name}/status")) for name in self.group)
         blocks = blocks_of(self.rows, waiting, self.block, chunk)
         shared = share_of(blocks, self.processes.index, self.processes.count)

@@ -22,12 +22,14 @@ from absl import logging
 
 from mmrec_jax.errors import CheckpointError, TrainingError
 from mmrec_jax.training import manifest as manifests
+from mmrec_jax.training.processes import several
 from mmrec_jax.training.trees import host_copy, named_leaves, nested
 from mmrec_jax.types import Params
 
 FOLDER = "checkpoints"
 UNREADABLE = "unreadable"
 _STEP = "step"
+_TREES = ("params", "average", "state")
 _UNFINISHED = ".orbax-checkpoint-tmp"  # what Orbax calls a directory that it is still writing
 _NO_SPACE = {errno.ENOSPC: "No space left", errno.EDQUOT: "quota exceeded", errno.EFBIG: "File too large"}
 
@@ -79,19 +81,29 @@ class Checkpoints:
         self._read_only = read_only
         self._best_of: dict[int, int | None] = {}
         if not read_only:
+            self.directory.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
         elif not self.directory.is_dir():
             raise CheckpointError(f"{self.directory}: there is no such directory of checkpoints.")
+        kinds: dict[str, Any] = {"item_names": (*_TREES, "manifest")}
+        alone = ocp.options.MultiprocessingOptions()
+        if several():  # what is saved is whole in each process: one writes, and all read, without meeting for it
+            me = jax.process_index()
+            alone = ocp.options.MultiprocessingOptions(me, {me}, barrier_sync_key_prefix=f"process_{me}")
+            trees = {name: ocp.StandardCheckpointHandler(multiprocessing_options=alone) for name in _TREES}
+            manifest = ocp.JsonCheckpointHandler(multiprocessing_options=alone)
+            kinds = {"item_handlers": {**trees, "manifest": manifest}}
         self._manager = ocp.CheckpointManager(
             self.directory,
-            item_names=("params", "average", "state", "manifest"),
             options=ocp.CheckpointManagerOptions(
                 step_prefix=_STEP,
-                create=not read_only,
+                create=False,
                 enable_async_checkpointing=False,
                 save_root_metadata=False,
                 lightweight_initialize=True,
+                multiprocessing_options=alone,
             ),
+            **kinds,
         )
 
     def __enter__(self) -> Checkpoints:

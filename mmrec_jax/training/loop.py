@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from mmrec_jax.training.lock import only_training_in
 from mmrec_jax.training.memory import peak_memory_bytes, restart_peak_memory
 from mmrec_jax.training.optimizers import build_optimizer
 from mmrec_jax.training.placement import OneDevice, Placement
+from mmrec_jax.training.processes import as_first_says, wait_for_all, writes
 from mmrec_jax.training.progress import RunProgress
 from mmrec_jax.training.step import Programs, TrainState, TrainStep, check_finite, fetch_window, seed_keys
 from mmrec_jax.training.task import Stream, Task
@@ -118,7 +120,7 @@ def fit(
     if config.compilation_cache_dir not in ("", "off"):
         use_compilation_cache(config.compilation_cache_dir)
     try:
-        with only_training_in(Path(workdir)), Checkpoints(Path(workdir) / FOLDER, config.keep) as checkpoints:
+        with _opened(Path(workdir), config.keep) as checkpoints:
             place = placement or OneDevice()
             return _Run(
                 task, frozen, stream, config, Path(workdir), run or {}, warm_start, checkpoints, kept, stop, place
@@ -130,6 +132,19 @@ def fit(
             f"The disk is full: {error}. The checkpoints in {Path(workdir) / FOLDER} are intact: free some "
             "space and start the same command again; it goes on from the newest."
         ) from error
+
+
+@contextlib.contextmanager
+def _opened(workdir: Path, keep: int) -> Iterator[Checkpoints]:
+    """The checkpoints, to write them in one process and to read them in the others."""
+    with contextlib.ExitStack() as held:
+        if writes():
+            held.enter_context(only_training_in(workdir))
+            checkpoints = held.enter_context(Checkpoints(workdir / FOLDER, keep))
+        wait_for_all(f"checkpoints of {workdir.name}")
+        if not writes():
+            checkpoints = held.enter_context(Checkpoints(workdir / FOLDER, keep, read_only=True))
+        yield checkpoints
 
 
 def use_compilation_cache(directory: str | Path) -> None:
@@ -157,10 +172,11 @@ class _Run:
         self.position = Position(config.seed, stream.batches_per_epoch)
         self.recompilations_told = 0
         self.state = self._begin(warm_start)
-        self.writers: list[Writer] = [MetricsCsv(workdir / "metrics.csv", self.position.step)]
-        if config.tensorboard:
+        self.writers: list[Writer] = [MetricsCsv(workdir / "metrics.csv", self.position.step)] if writes() else []
+        if config.tensorboard and writes():
             self.writers.append(TensorBoardEvents(workdir / "tensorboard", self.position.step))
-        self.progress = RunProgress(task.name, config, stream.batches_per_epoch, self.position.step)
+        shown = config if writes() else dataclasses.replace(config, progress=False)
+        self.progress = RunProgress(task.name, shown, stream.batches_per_epoch, self.position.step)
 
     @property
     def epochs_done(self) -> int:
@@ -179,7 +195,7 @@ class _Run:
             self.progress.close()
             for writer in self.writers:
                 writer.close()
-        if self.config.learning_curve:
+        if self.config.learning_curve and writes():
             curve = self.workdir / "learning_curve.png"
             learning_curve(curve, self.position.history, self.config.monitor, self.position.best_step)
         params, step, value = self._best()
@@ -208,7 +224,7 @@ class _Run:
 
     def _begin(self, warm_start: Params | None) -> TrainState:
         """The state to start from: fresh, warm-started or of the newest sound checkpoint."""
-        found = self.checkpoints.resume()
+        found = self._found()
         if warm_start is None:
             params = Programs(self.task.init)((), seed_keys(self.config.seed)[0], self.frozen)
         else:
@@ -230,6 +246,15 @@ class _Run:
         self.step.warm_up(state, self.frozen, batches)
         restart_peak_memory()
         return state
+
+    def _found(self) -> tuple[Checkpoint, Checkpoint | None] | None:
+        """The checkpoint to go on from, and the best one, as the process says that writes them."""
+        found = self.checkpoints.resume() if writes() else None
+        newest, best = (-1, -1) if found is None else (found[0].step, -1 if found[1] is None else found[1].step)
+        newest, best = as_first_says([newest, best])
+        if writes() or newest < 0:
+            return found
+        return self.checkpoints.read(newest), None if best < 0 else self.checkpoints.read(best)
 
     def _check_same_run(self, checkpoint: Checkpoint, params: Params) -> None:
         where = f"Checkpoint {self.checkpoints.directory} of step {checkpoint.step}"
@@ -378,11 +403,13 @@ class _Run:
     def _save(self) -> None:
         self.position.stream = self.stream.get_state()
         state = self.placement.readable(self.state)
-        self.checkpoints.save(
-            self.position.step,
-            state.params,
-            state.average,
-            {"optimizer": state.optimizer, "window": state.window},
-            self.run,
-            dataclasses.asdict(self.position),
-        )
+        if writes():
+            self.checkpoints.save(
+                self.position.step,
+                state.params,
+                state.average,
+                {"optimizer": state.optimizer, "window": state.window},
+                self.run,
+                dataclasses.asdict(self.position),
+            )
+        wait_for_all(f"checkpoint {self.position.step}")

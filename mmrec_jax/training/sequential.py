@@ -29,6 +29,7 @@ from mmrec_jax.objectives import (
 )
 from mmrec_jax.sequence import GruConfig, SasRecConfig, user_encoder
 from mmrec_jax.sequence.steps import BatchPart
+from mmrec_jax.sharded_softmax import row_losses
 from mmrec_jax.shards import Shards
 from mmrec_jax.store.table import StateTable
 from mmrec_jax.systems.config import ScoringConfig
@@ -127,7 +128,8 @@ class CatalogueItems:
         """Parameters of the module for the table's modalities and widths; what it measures, it measures on at most
         `MEASURED` items spread over the catalogue.
         """
-        items = (frozen.num_rows if frozen.rows or frozen.states is None else frozen.states.num_rows) - 1
+        whole = frozen.states is None or frozen.states.shards is not None
+        items = (frozen.num_rows if whole or frozen.states is None else frozen.states.num_rows) - 1
         rows = np.linspace(1, items, min(items, MEASURED)).astype(np.int32)
         return self.module.init(rng, *self.inputs(frozen, jnp.asarray(rows)))["params"]
 
@@ -255,8 +257,7 @@ class SequentialRecommendation:
             every = jnp.arange(frozen.log_popularity.shape[0], dtype=jnp.int32)
             candidates, positions = jnp.where(every <= num_items, every, 0), batch.items[batch.positions]
         shards = self.shards
-        own = shards is not None and shards.encode == "own" and self.objective.candidates == "batch"
-        states = None if frozen.states is None else frozen.states.rows(candidates, own)
+        states, popularity = self._of_candidates(frozen, candidates)
         at_steps: Callable = _at_steps
         if shards is not None:
             split = PartitionSpec(shards.batch)
@@ -271,13 +272,27 @@ class SequentialRecommendation:
             targets=targets,
             rows=rows,
             items=self.item_encoder.given(states, candidates),
-            log_popularity=(
-                frozen.log_popularity[candidates]
-                if shards is None
-                else shards.take((frozen.log_popularity,), candidates, own)[0]
-            ),
+            log_popularity=popularity,
             num_items=num_items,
         )
+
+    @property
+    def _by_rows(self) -> bool:
+        """Whether all of the catalogue is scored, each row where it lies."""
+        return self.shards is not None and self.objective.candidates == "catalogue"
+
+    def _of_candidates(
+        self, frozen: SequentialFrozen, candidates: Int[Array, " candidate"]
+    ) -> tuple[HiddenStates | None, Float[Array, " candidate"]]:
+        """Their hidden states, and the log of their share of the events."""
+        states, popularity, shards = frozen.states, frozen.log_popularity, self.shards
+        if self._by_rows:
+            return None if states is None else states.whole(), popularity
+        own = shards is not None and shards.encode == "own" and self.objective.candidates == "batch"
+        read = None if states is None else states.rows(candidates, own)
+        if shards is None:
+            return read, popularity[candidates]
+        return read, shards.take((popularity,), candidates, own)[0]
 
     def loss(
         self, params: Params, frozen: SequentialFrozen, inputs: SequentialInputs, rng: Array
@@ -293,6 +308,8 @@ class SequentialRecommendation:
         if self.shards is None:
             whole = BatchPart(0, inputs.positions.shape[0])
             total, count = self._summed_losses(others, encoded.vector, read, key, whole)
+        elif self._by_rows:
+            total, count = self._summed_by_rows(others, encoded.vector, read, key)
         else:
             total, count = self._summed_over_devices(others, encoded.vector, read, key)
         loss = sum(added.losses.values(), start=total / jnp.maximum(count, 1))
@@ -307,17 +324,52 @@ class SequentialRecommendation:
         part: BatchPart,
     ) -> tuple[Float[Array, ""], Int[Array, ""]]:
         """Sum of the losses of the steps, and how many there are."""
-        users = user_encoder(self.user).apply(
+        users = self._users(params, vectors[inputs.read], inputs, key, part)
+        users, vectors = self._scored(params, users, vectors)
+        losses = self._losses(users, vectors, inputs)
+        is_step = inputs.read > 0
+        return jnp.sum(jnp.where(is_step, losses, 0.0)), jnp.sum(is_step)
+
+    def _users(self, params: Params, read: Float[Array, "step width"], inputs: SequentialInputs, key, part: BatchPart):
+        """Vectors of the users at each step, by those of the items that the steps read."""
+        return user_encoder(self.user).apply(
             {"params": params["users"]},
-            vectors[inputs.read],
+            read,
             inputs.batch.positions[:, :-1] > 0,
             train=True,
             steps=inputs.batch.steps,
             part=part,
             rngs={"dropout": key},
         )
+
+    def _summed_by_rows(self, params, vectors, inputs: SequentialInputs, key):
+        """The same over all of the catalogue, which stays where it is: each device scores all users by its own rows."""
+        shards = self.shards
+        assert shards is not None
+        total_rows = inputs.positions.shape[0]
+        split, whole = PartitionSpec(shards.batch), PartitionSpec()
+        vectors = lax.with_sharding_constraint(vectors, shards.split(shards.rows, vectors.shape[0]))
+        (read,) = shards.take((vectors,), inputs.read)
+
+        def users_of(params, read, positions, steps, key):
+            params = lax.pcast(params, shards.batch, to="varying")
+            own = replace(inputs, batch=replace(inputs.batch, positions=positions, steps=steps))
+            part = BatchPart(lax.axis_index(shards.batch) * positions.shape[0], total_rows)
+            return self._users(params, read, own, key, part)
+
+        batch = inputs.batch
+        specs = (whole, split, split, split, whole)
+        users = shards.map(users_of, specs, split)(params, read, batch.positions, batch.steps, key)
         users, vectors = self._scored(params, users, vectors)
-        losses = self._losses(users, vectors, inputs)
+        losses = row_losses(
+            shards,
+            users,
+            vectors,
+            inputs.candidates > 0,
+            inputs.targets,
+            inputs.rows,
+            inputs.positions if self.objective.mask_history else None,
+        )
         is_step = inputs.read > 0
         return jnp.sum(jnp.where(is_step, losses, 0.0)), jnp.sum(is_step)
 
@@ -365,7 +417,7 @@ class SequentialRecommendation:
             return frozen
         assert frozen.states is not None
         table = self.live.table(params.get("embedded", {}), frozen.live, frozen.states)
-        return SequentialFrozen(table, frozen.log_popularity)
+        return replace(frozen, states=table, live=None)
 
     def _losses(self, users, vectors, inputs: SequentialInputs) -> Float[Array, " step"]:
         """Loss of every step, the unused ones included."""

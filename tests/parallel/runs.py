@@ -43,7 +43,7 @@ class Steps:
 def take_steps(run: Run, count: int) -> Steps:
     """Steps from the beginning; an epoch has three, of which the last one is half padding."""
     place = run.placement or OneDevice()
-    stream = experiment.training_stream(run.config, run.data, None, None, run.shards)
+    stream = experiment.training_stream(run.config, run.data, run.live, run.live_catalogue, run.shards)
     frozen = place.frozen(run.frozen)
     params = jax.jit(run.task.init)(jax.random.key(0), frozen)
     optimizer = build_optimizer(run.config.training, params, stream.batches_per_epoch)

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from mmrec_jax import experiment
+from mmrec_jax.objectives import softmax_loss
 from mmrec_jax.parallel import ParallelConfig, make_mesh
+from mmrec_jax.sharded_softmax import row_losses
 from mmrec_jax.shards import Shards
 from mmrec_jax.store.table import StateTable
 from tests.parallel.runs import MESHES, ONE, shop_run, take_steps
@@ -46,6 +48,40 @@ def test_sampled_negatives_agree(shop, workdir):
 
 def test_full_softmax_agrees(shop, workdir):
     compare(shop, workdir, [(2, 2, 2)], **SMALL, objective__kind="full_softmax")
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+def test_a_full_softmax_leaves_the_catalogue_where_it_is(sizes):
+    rows, width, steps, length = 4096, 24, 48, 4
+    shards = Shards(make_mesh(ParallelConfig(*sizes)))
+    random = np.random.default_rng(0)
+    users = random.standard_normal((steps, width)).astype(np.float32)
+    vectors = random.standard_normal((rows, width)).astype(np.float32)
+    allowed = (np.arange(rows) > 0) & (np.arange(rows) < rows - 3)
+    targets = random.integers(1, rows - 3, steps).astype(np.int32)
+    seen = random.integers(0, rows - 3, (16, length)).astype(np.int32)
+    per, groups = steps // shards.batch_parts, 16 // shards.batch_parts
+    local = random.integers(0, groups, steps).astype(np.int32)
+    of_all = local + np.arange(steps) // per * groups
+
+    def dense(users, vectors):
+        negative = np.broadcast_to(allowed, (16, rows)).copy()
+        negative[np.arange(16)[:, None], seen] = False
+        return jnp.sum(softmax_loss(users @ vectors.T, targets, negative[of_all]) ** 2)
+
+    def by_rows(users, vectors):
+        return jnp.sum(row_losses(shards, users, vectors, jnp.asarray(allowed), targets, local, seen) ** 2)
+
+    places = shards.split(shards.batch, steps), shards.split(shards.rows, rows)
+    compiled = jax.jit(jax.value_and_grad(by_rows, (0, 1)), in_shardings=places).lower(users, vectors).compile()
+    expected = jax.value_and_grad(dense, (0, 1))(users, vectors)
+    found = compiled(*map(jax.device_put, (users, vectors), places))
+    np.testing.assert_allclose(found[0], expected[0], rtol=RELATIVE)
+    for one, many in zip(expected[1], found[1], strict=True):
+        # An entry is a sum of many terms, some as large as the largest entry.
+        np.testing.assert_allclose(many, one, rtol=1e-4, atol=2e-6 * np.abs(one).max())
+    for kind, shapes in collectives(compiled.as_text()):
+        assert all(int(np.prod(shape)) <= steps * width for shape in shapes), (kind, shapes)
 
 
 def test_local_negatives_are_those_of_the_users_on_the_same_device(shop, workdir):

@@ -1,0 +1,60 @@
+"""Backbones in the step over a mesh, and the extraction of hidden states over its devices."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from mmrec_jax.config import method, resolve
+from mmrec_jax.modes.run import Run, terminal
+from mmrec_jax.training.trees import named_leaves
+from tests.parallel.runs import measured
+from tests.tiny_config import get_config
+
+LORA = {"kind": "lora", "rank": 2, "dropout": 0.0}
+
+
+def live_run(shop, workdir, sizes, rules=(), **settings) -> Run:
+    """The shop's texts by a backbone in the step."""
+    config = get_config(f"{shop},words")
+    config.methods.words = method(**settings)
+    config.parallel.data, config.parallel.model, config.parallel.expert = sizes
+    config.parallel.rules = rules
+    return Run(resolve(config), workdir, terminal())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rules", "settings"),
+    [
+        ((4, 2, 1), (), LORA),  # tensor-parallel
+        ((8, 1, 1), (("embed", "data"),), {"kind": "full"}),  # fully sharded, the trained weights and their moments too
+    ],
+)
+def test_steps_and_evaluation_with_a_backbone_over_the_mesh_agree(shop, tmp_path, sizes, rules, settings):
+    expected = measured(live_run(shop, tmp_path, (1, 1, 1), **settings))
+    run = live_run(shop, tmp_path, sizes, rules, **settings)
+    found = measured(run)
+    for one, many in zip(expected["steps"], found["steps"], strict=True):
+        assert many == pytest.approx(one, rel=1e-5)  # the issue's bound
+    assert found["test"] == pytest.approx(expected["test"], rel=1e-5)
+    weights = named_leaves(run.placement.frozen(run.frozen).live.backbones)
+    trained = run.task.init(jax.random.key(0), run.frozen)
+    state = named_leaves(run.placement.state({"mu": trained, "params": trained}))
+    split = {name: leaf for name, leaf in {**weights, **state}.items() if not leaf.sharding.is_fully_replicated}
+    assert any("query/dense/kernel" in name for name in split)
+    assert {n for n in split if n.startswith("mu/")} == {n.replace("params/", "mu/") for n in split if "params/" in n}
+
+
+def test_states_extracted_over_eight_devices_are_those_of_one(shop, tmp_path):
+    stores = []
+    for number, sizes in enumerate([(1, 1, 1), (8, 1, 1)]):
+        config = get_config(str(shop))
+        config.parallel.data, config.parallel.model, config.parallel.expert = sizes
+        config.extraction.text_batch = config.extraction.image_batch = 4
+        run = Run(resolve(config), tmp_path / str(number), terminal())
+        stores.append(run.table)
+    for one, many in zip(*(jax.tree.leaves(table.values) for table in stores), strict=True):
+        np.testing.assert_allclose(many, one, rtol=1e-5, atol=1e-5)  # other block sizes round otherwise
+    for one, many in zip(*(jax.tree.leaves(table.present) for table in stores), strict=True):
+        np.testing.assert_array_equal(many, one)
