@@ -237,7 +237,7 @@ def _live_frozen(live: LiveBackbones | None, placement: MeshPlacement | None, de
 
     def laid(name: str, tree: Any) -> Any:
         named = traverse_util.flatten_dict(tree, sep="/")
-        where = dict.fromkeys(named, SingleDeviceSharding(device))
+        where: dict[str, Any] = dict.fromkeys(named, SingleDeviceSharding(device))
         where = where if placement is None else placement.of_backbone(named, name)
         found = {
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where[path]) for path, leaf in named.items()
