@@ -68,6 +68,7 @@ def write_histories(directory: Path, histories: dict[str, Ragged]) -> None:
     builder = UserHistories(data_dir=directory, histories=histories)
     with _quiet():
         builder.download_and_prepare()
+    _forget_builders()
 
 
 def read_histories(directory: Path) -> dict[str, Ragged]:
@@ -77,7 +78,9 @@ def read_histories(directory: Path) -> dict[str, Ragged]:
         ValueError: a record cannot be read (tfds gives None for one that is damaged).
     """
     builder = UserHistories(data_dir=directory)
-    return {name: _read_split(builder, name) for name in builder.info.splits}
+    read = {name: _read_split(builder, name) for name in builder.info.splits}
+    _forget_builders()
+    return read
 
 
 def _read_split(builder: UserHistories, name: str) -> Ragged:
@@ -87,6 +90,13 @@ def _read_split(builder: UserHistories, name: str) -> Ragged:
     records.sort(key=lambda record: int(record["first_user"]))
     lengths = np.concatenate([record["lengths"] for record in records])
     return Ragged.of_lengths(np.concatenate([record["items"] for record in records]), lengths)
+
+
+def _forget_builders() -> None:
+    """Empties the cache of tfds' property `info`, which keeps every builder, with all that it wrote, for ever."""
+    clear = getattr(tfds.core.DatasetBuilder.info.fget, "cache_clear", None)
+    if clear is not None:
+        clear()
 
 
 @contextlib.contextmanager

@@ -69,6 +69,7 @@ class Learner:
         capacity: rows of the table.
         run: description of what is trained, for checkpoints.
         memory: the stream so far.
+        sizes: of batches; chosen by the first training unless they are given.
     """
 
     config: RunConfig
@@ -77,11 +78,12 @@ class Learner:
     capacity: int
     run: Mapping[str, Any]
     memory: Memory = field(init=False)
+    sizes: Sequence[tuple[int, int]] = field(init=False, default=())
     _table: PaddedTable | None = field(init=False, default=None)
     _task: SequentialRecommendation | None = field(init=False, default=None)
     _kept: KeptSteps = field(init=False, default_factory=KeptSteps)
     _fresh: Params | None = field(init=False, default=None)
-    _sizes: Sequence[tuple[int, int]] = field(init=False, default=())
+    _first_items: int = field(init=False, default=0)
     _pairs: int = field(init=False, default=1)
     _validation: tuple[Examples, Bool[np.ndarray, " row"]] | None = field(init=False, default=None)
     _windows: list[Window] = field(init=False, default_factory=list)
@@ -107,8 +109,10 @@ class Learner:
         """Takes a window in: its events, users and items."""
         if not self._windows:
             self.memory = Memory(self.config.stream, window.number)
-        self._windows.append(window)
         added = self.memory.add(window)
+        if not self._windows:
+            self._first_items = len(added)
+        self._windows.append(window)
         if self._table is not None:
             self._table.add(added)
             self.capacity = self._table.capacity
@@ -121,7 +125,7 @@ class Learner:
         kept = [window for window in self._windows if window.number >= oldest]
         if len(kept) == len(self._windows):
             return
-        self._windows = []
+        self._windows, self._fresh = [], None
         if self.states is not None:
             self._table = PaddedTable(self.states, self.capacity)
         for window in kept:
@@ -137,9 +141,10 @@ class Learner:
         return self.workdir / "windows" / f"{number:04d}"
 
     def fresh(self) -> Params:
-        """Parameters to begin with; what the model measures of its items, it measures on those of the first window."""
+        """Parameters to begin with; what the model measures of its items, it measures on those of the first window that
+        is remembered, however many came since."""
         if self._fresh is None:
-            filled = None if self._table is None else self._table.filled
+            filled = None if self._table is None else self._table.first(self._first_items)
             shares = jnp.zeros(self.rows if filled is None else filled.num_rows)
             frozen = SequentialFrozen(filled, shares)
             key = seed_keys(self.config.training.seed)[0]
@@ -329,14 +334,14 @@ class Learner:
             "size_multiple": _MULTIPLE,
         }
         stream = TrainingStream(
-            rows, num_items=self.capacity, fingerprint=fingerprint, epochs=0, sizes=self._sizes, **settings
+            rows, num_items=self.capacity, fingerprint=fingerprint, epochs=0, sizes=self.sizes, **settings
         )
-        if not self._sizes:
+        if not self.sizes:
             # Two sizes that suit this window, and one that holds any batch of any window.
             batch, length = self.config.training.batch_size, self.config.model.length
             distinct, steps = min(self.capacity, batch * (length + 1)) + 1, batch * length
             largest = -(-distinct // _MULTIPLE) * _MULTIPLE, -(-steps // _MULTIPLE) * _MULTIPLE
-            self._sizes = list(dict.fromkeys([*stream.sizes()[:2], largest]))
+            self.sizes = list(dict.fromkeys([*stream.sizes()[:2], largest]))
             stream.close()
             return self._stream(rows, seed, fingerprint)
         return stream

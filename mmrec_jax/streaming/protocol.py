@@ -63,6 +63,7 @@ class StreamRun:
         self.state: StreamState
         self._params: Params | None  # None before the first training
         self.state, self._params = self._checkpoints.load()
+        learner.sizes = [(distinct, steps) for distinct, steps in self.state.sizes]
         self._result: EvaluationResult | None = None
 
     @property
@@ -139,6 +140,7 @@ class StreamRun:
         else:
             trained = self.learner.train(window.number, self._params if grows else None)
             self._params, self.state.utilisation = trained.params, trained.utilisation
+            self.state.sizes = [list(size) for size in self.learner.sizes]
             report |= {"training": trained.facts}
         trainable, total = growth.counts(self.params)
         shares = {name: np.asarray(values) for name, values in self.state.utilisation.items()}

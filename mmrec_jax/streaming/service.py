@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from mmrec_jax.config import RunConfig
 from mmrec_jax.evaluation.evaluate import EvaluationResult
@@ -161,12 +162,14 @@ class Service:
         if not len(window):
             text = "no event is left by stream.user_core and stream.item_core: lower them, or give longer windows."
             raise BadWindow(window.name, text, arrival.digest)
-        if stream.context == "all" and window.events["user"].is_in(self._served.users.implode()).any():
-            return  # what a user did before is something to go by
-        alone = Memory(stream)
+        alone, number = Memory(stream), 1
+        if stream.context == "all" and (known := self._remembered(window.number)):
+            # What users did before is something to go by: one event of each stands for it.
+            alone.add(Window(number, "", pl.DataFrame({"user": known, "item": known})))
+            number += 1
         alone.add(window)
-        rows = examples.rows(alone.events, np.asarray([1]), model.length, model.window, "window")
-        valid = examples.validated(alone.events, 1, context="window", targets=stream.valid_targets)
+        rows = examples.rows(alone.events, np.asarray([number]), model.length, model.window, stream.context)
+        valid = examples.validated(alone.events, number, context=stream.context, targets=stream.valid_targets)
         if not (len(rows) and len(valid)):
             text = (
                 f"none of its {len(window)} events can be {'validated with' if len(rows) else 'trained on'}: a user "
@@ -174,6 +177,14 @@ class Service:
                 "stream.valid_fraction and stream.validation."
             )
             raise BadWindow(window.name, text, arrival.digest)
+
+    def _remembered(self, number: int) -> list[str]:
+        """Users whose events the learner will remember when it trains on a window that comes next."""
+        if not self.journal.accepted:
+            return []
+        memory = self.living.learner.memory
+        recent = memory.events.windows[memory.events.begins] >= self._oldest(number)
+        return np.asarray(memory.user_ids)[np.unique(memory.events.visitors[recent])].tolist()
 
     def _serve(self, entry: Entry) -> None:
         """Lets the versions know of a window."""

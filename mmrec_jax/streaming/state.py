@@ -31,6 +31,8 @@ class StreamState:
         phase: of `PHASES`, the last that is done with it.
         seen: name and number of events of each window so far.
         utilisation: rung -> of each slot, from the window that was trained last.
+        sizes: of the batches (axes `distinct` and `step`), which the first training chose: sums over axes of other
+            sizes are rounded otherwise.
         reports: one entry a window that was trained on, see `protocol`.
     """
 
@@ -38,6 +40,7 @@ class StreamState:
     phase: str = PHASES[-1]
     seen: list[list] = field(default_factory=list)
     utilisation: dict[str, list[float]] = field(default_factory=dict)
+    sizes: list[list[int]] = field(default_factory=list)
     reports: list[dict[str, Any]] = field(default_factory=list)
 
     def done(self, window: int, phase: str) -> bool:

@@ -59,10 +59,9 @@ class PaddedTable:
             self._table = StateTable(*jax.tree.map(lambda array: jnp.array(array, copy=True), self._arrays))
         return self._table
 
-    @property
-    def filled(self) -> StateTable:
-        """The rows in use alone, for what is measured of them."""
-        arrays = jax.tree.map(lambda array: jnp.asarray(array[: self.num_items + 1].copy()), self._arrays)
+    def first(self, items: int) -> StateTable:
+        """The rows of the first items alone, for what is measured of them."""
+        arrays = jax.tree.map(lambda array: jnp.asarray(array[: items + 1].copy()), self._arrays)
         return StateTable(*arrays)
 
     def _room(self, like: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from mmrec_jax.data import DataConfig, PreparedData, open_prepared, pipeline, prepare
-from mmrec_jax.data.builder import USERS_PER_RECORD, read_histories, write_histories
+from mmrec_jax.data.builder import USERS_PER_RECORD, UserHistories, read_histories, write_histories
 from mmrec_jax.data.ragged import Ragged
 from mmrec_jax.errors import DataError
 
@@ -156,3 +157,12 @@ def test_the_sample_is_prepared(tmp_path):
     prepared = prepare(DataConfig(), tmp_path)
     assert prepared.num_users == 610
     assert len(prepared.examples("test")) == 610
+
+
+def test_builders_of_earlier_windows_are_not_kept(tmp_path):
+    histories = {"train": Ragged.of_lengths(np.asarray([1, 2, 3], np.int32), np.asarray([2, 1]))}
+    for name in ("one", "two"):
+        write_histories(tmp_path / name, histories)
+        read_histories(tmp_path / name)
+    gc.collect()
+    assert not [found for found in gc.get_objects() if isinstance(found, UserHistories)]

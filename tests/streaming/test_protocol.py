@@ -13,6 +13,7 @@ from mmrec_jax.training.manifest import checksums
 from mmrec_jax.training.trees import host_copy
 from tests.streaming.conftest import learner, settings
 
+PLAIN = settings(only="words")
 CLOCK = ("seconds", "recompilations")
 
 
@@ -39,23 +40,23 @@ def timeless(reports):
 
 @pytest.fixture(scope="module")
 def undisturbed(windows, tmp_path_factory):
-    return lived(settings(), tmp_path_factory.mktemp("stream"), windows)
+    return lived(PLAIN, tmp_path_factory.mktemp("stream"), windows[:3], last=3)
 
 
 def test_each_window_but_the_last_is_trained_and_tested_on_the_next(undisturbed):
     _, reports, _ = undisturbed
-    assert [report["window"] for report in reports] == [1, 2, 3]
-    assert [report["test"]["window"] for report in reports] == [2, 3, 4]
-    assert [report["test"]["users"] for report in reports] == [24, 24, 24]
-    assert [report["test"]["items"] for report in reports] == [26, 33, 40]  # new items are ranked too
-    assert [sorted(report["held_out"]) for report in reports] == [["1"], ["1", "2"], ["1", "2", "3"]]
+    assert [report["window"] for report in reports] == [1, 2]
+    assert [report["test"]["window"] for report in reports] == [2, 3]
+    assert [report["test"]["users"] for report in reports] == [24, 24]
+    assert [report["test"]["items"] for report in reports] == [26, 33]  # new items are ranked too
+    assert [sorted(report["held_out"]) for report in reports] == [["1"], ["1", "2"]]
     assert all(report["training"]["epochs"] == 2 for report in reports)
 
 
 def test_nothing_is_compiled_after_the_first_window(undisturbed):
     _, reports, _ = undisturbed
     assert reports[0]["recompilations"] > 0
-    assert [report["recompilations"] for report in reports[1:]] == [0, 0]
+    assert reports[1]["recompilations"] == 0
 
 
 def test_killed_between_phases_it_ends_with_the_same_bits(windows, undisturbed, tmp_path, monkeypatch):
@@ -71,20 +72,21 @@ def test_killed_between_phases_it_ends_with_the_same_bits(windows, undisturbed, 
     monkeypatch.setattr(StreamCheckpoints, "save", killed)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            lived(settings(), tmp_path, windows)
-    _, reports, params = lived(settings(), tmp_path, windows)
+            lived(PLAIN, tmp_path, windows[:3], last=3)
+    stream, reports, params = lived(PLAIN, tmp_path, windows[:3], last=3)
     assert params == undisturbed[2]
+    assert stream.learner.sizes == undisturbed[0].learner.sizes  # other sizes would round sums otherwise
     assert timeless(reports) == timeless(undisturbed[1])
     assert len(set(saves)) == len(saves)  # nothing is done twice
 
 
 def test_a_finished_stream_is_only_remembered(windows, undisturbed):
-    stream, reports, params = lived(settings(), undisturbed[0].learner.workdir, windows)
+    stream, reports, params = lived(PLAIN, undisturbed[0].learner.workdir, windows[:3], last=3)
     assert (reports, params) == (undisturbed[1], undisturbed[2])
     assert not (stream.learner.folder(1) / "checkpoints").exists()
 
 
 def test_other_data_under_the_same_number_is_refused(windows, undisturbed):
-    changed = [*windows[:1], type(windows[1])(2, "w2", windows[1].events[:-3]), *windows[2:]]
+    changed = [*windows[:1], type(windows[1])(2, "w2", windows[1].events[:-3]), windows[2]]
     with pytest.raises(CheckpointError, match="window 2 was 'w2' with 192 events, and is 'w2' with 189"):
-        lived(settings(), undisturbed[0].learner.workdir, changed)
+        lived(PLAIN, undisturbed[0].learner.workdir, changed, last=3)

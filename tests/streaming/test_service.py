@@ -262,6 +262,20 @@ def test_a_bad_window_stops_the_stream_which_goes_on_when_it_is_taken_away(kind,
     assert lived(tmp_path / "run", watched)["journal"] == ["w1", "w2"]
 
 
+@pytest.mark.parametrize(("each", "usable"), [(2, False), (4, True)])
+def test_a_window_of_known_users_is_refused_if_nothing_in_it_validates(each, usable, folder, tmp_path):
+    watched, reading_back = tmp_path / "in", {"stream.context": "all", "service.on_bad_window": "skip"}
+    write(watched, events(2))
+    users, items = ["u1"] * each, [f"i{number}" for number in range(each)]  # 0.15 of 2 events is none, of 4 is one
+    frame = pl.DataFrame({"user": users, "item": items, "timestamp": [9_000 + n for n in range(each)], "title": items})
+    frame.write_csv(watched / "w3.csv")
+    said = []
+    lived(tmp_path / "run", watched, said, **reading_back)
+    refused = [line for line in said if "w3: none of its 2 events can be validated with" in line]
+    assert len(refused) == (not usable)
+    assert [entry.number for entry in Journal(tmp_path / "run").entries] == [1, 2, 3 if usable else None]
+
+
 def test_bad_windows_are_skipped_and_told_once_where_the_config_says_so(folder, undisturbed, tmp_path):
     watched, said = tmp_path / "in", []
     write(watched, events(WINDOWS))

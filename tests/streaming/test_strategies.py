@@ -14,9 +14,12 @@ from mmrec_jax.evaluation.config import EvaluationConfig
 from mmrec_jax.evaluation.evaluate import EvaluationResult
 from mmrec_jax.evaluation.ranking import MISS
 from mmrec_jax.streaming import growth, reports
+from mmrec_jax.streaming.learner import Learner
 from mmrec_jax.streaming.protocol import facts
 from mmrec_jax.streaming.table import PaddedTable
 from mmrec_jax.streaming.utilisation import with_evaluations
+from mmrec_jax.training.loop import FitResult
+from mmrec_jax.training.manifest import checksums
 from tests.streaming.conftest import ITEMS, learner, settings, states
 from tests.streaming.test_protocol import lived
 
@@ -52,23 +55,44 @@ def test_growth_compiles_nothing(grown):
     assert [report["recompilations"] for report in grown[1][1:]] == [0, 0]
 
 
-@pytest.mark.parametrize(("rule", "held", "capacity"), [("stop", 1, 1), ("grow", 2, 2)])
-def test_at_capacity_a_ladder_can_stop_or_grow(rule, held, capacity, windows, tmp_path):
-    changes = {"stream.threshold": 0.0, "model.capacity": 1, "stream.at_capacity": rule}
-    stream, found, _ = lived(settings(**(LADDER | changes)), tmp_path, windows[:3], last=3)
+@pytest.fixture
+def untrained(monkeypatch):
+    """Windows are neither trained nor tested on, which all has to be compiled; the rest is as ever."""
+
+    def fit(task, frozen, stream, config, workdir, run, params, **options):
+        used = {name: rung.experts["active"] for name, rung in growth.rungs(params).items()}
+        measured = {f"utilisation/{name}": (active / active.sum()).tolist() for name, active in used.items()}
+        entry = {"epoch": 1, "step": 1, "seconds": 0.0, "peak_memory_bytes": 0, "measured": measured}
+        return FitResult(params, 1, 0.0, [entry], 1, False)
+
+    monkeypatch.setattr("mmrec_jax.streaming.learner.fit", fit)
+    monkeypatch.setattr(Learner, "test", lambda *arguments: None)
+
+
+FULL = LADDER | {"stream.threshold": 0.0, "model.capacity": 1}
+
+
+def test_at_capacity_a_ladder_can_grow_which_compiles_anew(windows, tmp_path):
+    config = settings(**FULL, **{"stream.at_capacity": "grow"})
+    stream, found, _ = lived(config, tmp_path, windows[:3], last=3)
     assert [report["pruned"] for report in found] == [[], []]
-    assert [now["words_1"] for now in experts(found)] == [1, held]
-    assert {rung.capacity for rung in growth.rungs(stream.params).values()} == {capacity}
-    assert (found[1]["recompilations"] > 0) == (rule == "grow")  # the arrays grew before the second training
+    assert [now["words_1"] for now in experts(found)] == [1, 2]
+    assert {rung.capacity for rung in growth.rungs(stream.params).values()} == {2}
+    assert found[1]["recompilations"] > 0  # the arrays grew before the second training
 
 
-def test_switched_off_nothing_grows(windows, tmp_path):
-    found = lived(settings(**LADDER, **{"stream.expand": False}), tmp_path, windows[:3], last=3)[1]
-    assert [held["words_1"] for held in experts(found)] == [1, 1]
+@pytest.mark.parametrize(
+    "rule", [{"stream.at_capacity": "stop"}, {"stream.at_capacity": "grow", "stream.expand": False}]
+)
+def test_a_ladder_can_stop_at_capacity_and_its_growth_be_switched_off(rule, windows, tmp_path, untrained):
+    stream, found, _ = lived(settings(**FULL, **rule), tmp_path, windows[:3], last=3)
+    assert [(report["pruned"], report["born"]) for report in found] == [([], []), ([], [])]
+    assert [now["words_1"] for now in experts(found)] == [1, 1]
+    assert {rung.capacity for rung in growth.rungs(stream.params).values()} == {1}
 
 
 @pytest.mark.parametrize("name", ["frozen", "replay", "retrain_window", "retrain_all"])
-def test_learners_train_on_what_they_say(name, windows, tmp_path):
+def test_learners_train_on_what_they_say(name, windows, tmp_path, untrained):
     plain = settings("sasrec", **{"stream.learner": name, "stream.replay": 0.5, "training.epochs": 1})
     _, found, _ = lived(plain, tmp_path, windows[:3], last=3)
     rows = [report["training"].get("rows", 0) for report in found]
@@ -116,7 +140,8 @@ def test_a_table_beyond_its_capacity_is_doubled_and_keeps_its_rows():
     np.testing.assert_array_equal(after[:12], np.asarray(states(items[:11]).values["words"][0]))
     assert not after[12:].any()
     assert not np.asarray(table.table.present["words"])[12:].any()
-    assert table.filled.num_rows == 12
+    assert table.first(11).num_rows == 12
+    np.testing.assert_array_equal(np.asarray(table.first(3).values["words"][0]), before[:4])
 
 
 def test_what_a_stream_does_not_read_is_refused(tmp_path):
@@ -149,6 +174,15 @@ def test_a_stream_that_forgets_is_one_that_begins_later(windows, tmp_path):
     np.testing.assert_array_equal(long.memory.events.windows, np.full(len(windows[2]), 3))
     np.testing.assert_array_equal(long.memory.events.items, late.memory.events.items)
     assert long.known.sum() == late.memory.num_items
+
+
+def test_parameters_to_begin_with_do_not_depend_on_windows_that_came_since(windows, tmp_path):
+    early, late = (learner(settings(**{"model.standardise": True}), tmp_path / name) for name in ("early", "late"))
+    early.observe(windows[0])
+    for window in windows[:3]:
+        late.observe(window)
+    assert late.memory.num_items > early.memory.num_items
+    assert checksums(early.fresh()) == checksums(late.fresh())
 
 
 def test_a_repeat_that_is_a_miss_counts_as_one_in_the_means_over_users():

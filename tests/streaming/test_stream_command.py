@@ -30,7 +30,7 @@ def config_of(argument: str = ""):
 
 
 def test_the_config_asks_for_a_stream_and_the_command_goes_on_or_only_reports(cli, tmp_path):
-    command = ["mmrec_jax", f"--config={FILE}:smoke", f"--workdir={tmp_path}", *SMALL]
+    command = ["mmrec_jax", f"--config={FILE}:smoke,text", f"--workdir={tmp_path}", *SMALL]
     code, out, err = cli(command)
     assert code == 0, err
     content = json.loads((tmp_path / "stream.json").read_text())
