@@ -62,7 +62,8 @@ def alone(shop, trained, tmp_path_factory):
     """The run in one process."""
     workdir = tmp_path_factory.mktemp("alone") / "shop"
     process = start(shop, workdir, trained / "store", 1)
-    assert process.wait(120) == 0, process.stderr.read()
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
     return workdir
 
 
