@@ -79,7 +79,8 @@ def get_config(argument: str = ""):
     if {"experts", "without_expansion"} & set(chosen):
         config.stream.expand = False
         config.stream.prune = False
-        config.model.capacity = config.model.experts  # slots that would stay empty cost time
+        if "finetune" not in chosen:
+            config.model.capacity = config.model.experts  # slots that would stay empty cost time
     if "without_pruning" in chosen:
         config.stream.prune = False
     for name in LEARNERS:
