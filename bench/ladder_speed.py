@@ -29,7 +29,8 @@ from mmrec_jax.sequence import SasRecConfig
 from mmrec_jax.store.table import StateTable
 from mmrec_jax.streaming import growth
 from mmrec_jax.systems import CatalogueShape, StateShape, system
-from mmrec_jax.training.sequential import CatalogueItems, SequentialFrozen, SequentialRecommendation
+from mmrec_jax.training.items import CatalogueItems, SequentialFrozen
+from mmrec_jax.training.sequential import SequentialRecommendation
 from mmrec_jax.training.step import TrainState, TrainStep
 from mmrec_jax.training.trees import host_copy
 from mmrec_jax.types import Params, SequenceBatch

@@ -64,8 +64,9 @@ def measure(system_name: str, modalities: int, items: int, length: int, layers: 
     from mmrec_jax.sequence import SasRecConfig
     from mmrec_jax.store.table import StateTable
     from mmrec_jax.systems import CatalogueShape, StateShape, system
+    from mmrec_jax.training.items import CatalogueItems, SequentialFrozen
     from mmrec_jax.training.pages import release_freed_pages
-    from mmrec_jax.training.sequential import CatalogueItems, SequentialFrozen, SequentialRecommendation
+    from mmrec_jax.training.sequential import SequentialRecommendation
     from mmrec_jax.training.step import Programs, TrainStep
 
     names = [f"modality_{n}" for n in range(modalities)]

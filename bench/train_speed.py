@@ -29,8 +29,9 @@ from mmrec_jax.objectives import log_popularity
 from mmrec_jax.sequence import SasRecConfig
 from mmrec_jax.store.table import StateTable
 from mmrec_jax.systems import CatalogueShape, StateShape, system
+from mmrec_jax.training.items import CatalogueItems, SequentialFrozen
 from mmrec_jax.training.pages import release_freed_pages
-from mmrec_jax.training.sequential import CatalogueItems, SequentialFrozen, SequentialRecommendation
+from mmrec_jax.training.sequential import SequentialRecommendation
 from mmrec_jax.training.step import Programs, TrainStep
 
 LAYERS, WIDTH, BOTTLENECK, OUT, BATCH, LENGTH = 7, 768, 64, 64, 64, 10

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from mmrec_jax.shards import Shards
     from mmrec_jax.store.store import HiddenStateStore
     from mmrec_jax.store.table import StateTable
-    from mmrec_jax.training.sequential import SequentialFrozen, SequentialRecommendation
+    from mmrec_jax.training.items import SequentialFrozen
+    from mmrec_jax.training.sequential import SequentialRecommendation
 
 
 def source_directory(config: RunConfig) -> Path:
@@ -202,7 +203,8 @@ def build_task(
         shards: of a step over several devices.
     """
     from mmrec_jax.systems import CatalogueShape, StateShape, build, reads, system
-    from mmrec_jax.training.sequential import CatalogueItems, SequentialRecommendation
+    from mmrec_jax.training.items import CatalogueItems
+    from mmrec_jax.training.sequential import SequentialRecommendation
 
     found = {} if table is None else {n: (layers[0].shape[-1], len(layers)) for n, layers in table.values.items()}
     found |= {name: part.shape for name, part in live.backbones.items()} if live else {}
@@ -242,7 +244,7 @@ def frozen_inputs(table: StateTable | None, prepared: PreparedData, live: LiveFr
     import jax.numpy as jnp
 
     from mmrec_jax.objectives import log_popularity
-    from mmrec_jax.training.sequential import SequentialFrozen
+    from mmrec_jax.training.items import SequentialFrozen
 
     return SequentialFrozen(table, log_popularity(jnp.asarray(prepared.popularity)), live)
 

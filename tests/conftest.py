@@ -17,6 +17,17 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 from tests.tiny_run import cli, compiled, shop, trained  # noqa: F401 - fixtures of all folders
 
 ROOT = Path(__file__).resolve().parent.parent
+LONGEST = (
+    "parallel/test_sharded.py",
+    "parallel/test_processes.py",
+    "parallel/test_sharded_processes.py",
+    "parallel/test_watch.py",
+    "modes/test_modes_kills.py",
+    "training/test_training_kills.py",
+    "streaming/test_watch.py",
+    "streaming/test_service.py",
+)
+"""Files whose few tests take the longest: they begin the run, so that no worker is left alone with one at its end."""
 
 
 def shared_directory() -> Path | None:
@@ -26,6 +37,12 @@ def shared_directory() -> Path | None:
         if (candidate / "data").is_dir():
             return candidate
     return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts the files of `LONGEST` before the others, which stay in their order."""
+    place = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -58,7 +58,7 @@ def _possible(config: RunConfig) -> Iterator[Params]:
     import jax.numpy as jnp
 
     from mmrec_jax.store.table import StateTable
-    from mmrec_jax.training.sequential import SequentialFrozen
+    from mmrec_jax.training.items import SequentialFrozen
 
     def shape(*sizes: int, dtype: Any = jnp.float32) -> Any:  # in the place of an array
         return jax.ShapeDtypeStruct(sizes, dtype)

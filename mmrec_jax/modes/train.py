@@ -12,7 +12,7 @@ from mmrec_jax.modes.warm import warm_parameters
 from mmrec_jax.parallel.preemption import REQUEST
 
 if TYPE_CHECKING:
-    from mmrec_jax.training.sequential import SequentialFrozen
+    from mmrec_jax.training.items import SequentialFrozen
     from mmrec_jax.types import Params
 
 

@@ -20,7 +20,7 @@ from mmrec_jax.parallel.config import ParallelConfig
 from mmrec_jax.parallel.mesh import run_mesh
 from mmrec_jax.shards import Shards
 from mmrec_jax.store.table import StateTable
-from mmrec_jax.training.sequential import SequentialFrozen
+from mmrec_jax.training.items import SequentialFrozen
 from mmrec_jax.training.trees import path_name, placed
 
 LOGICAL_AXES: dict[str, tuple[str | None, ...]] = {

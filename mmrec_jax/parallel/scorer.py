@@ -17,8 +17,9 @@ from mmrec_jax.parallel.placement import MeshPlacement
 from mmrec_jax.parallel.topk import RowCatalogue
 from mmrec_jax.shards import Shards
 from mmrec_jax.store.table import StateTable
+from mmrec_jax.training.items import SequentialFrozen
 from mmrec_jax.training.scorer import ITEM_BLOCK
-from mmrec_jax.training.sequential import SequentialFrozen, SequentialRecommendation
+from mmrec_jax.training.sequential import SequentialRecommendation
 from mmrec_jax.training.trees import placed
 from mmrec_jax.types import Params
 

@@ -26,7 +26,8 @@ from mmrec_jax.planning.backbones import backbone_shapes, head_of, input_shapes,
 from mmrec_jax.planning.topology import Topology, devices
 from mmrec_jax.shards import Shards
 from mmrec_jax.store.table import StateTable
-from mmrec_jax.training.sequential import SequentialFrozen, SequentialRecommendation
+from mmrec_jax.training.items import SequentialFrozen
+from mmrec_jax.training.sequential import SequentialRecommendation
 from mmrec_jax.training.trees import path_name
 from mmrec_jax.types import Params, SequenceBatch
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mmrec_jax.modes.run import Run
     from mmrec_jax.store.store import HiddenStateStore
     from mmrec_jax.store.table import StateTable
-    from mmrec_jax.training.sequential import SequentialFrozen
+    from mmrec_jax.training.items import SequentialFrozen
     from mmrec_jax.types import Params
 
 _NAMED = 5  # items named in a message
@@ -257,7 +257,7 @@ class Recommender:
         """What the task reads of new items: as the run's own store was made, and by its live backbones."""
         from mmrec_jax import experiment
         from mmrec_jax.store.table import StateTable
-        from mmrec_jax.training.sequential import SequentialFrozen
+        from mmrec_jax.training.items import SequentialFrozen
 
         run = self._run
         # New items may lack a modality; those that lack all are refused below, by name.

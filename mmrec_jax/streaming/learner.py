@@ -28,10 +28,11 @@ from mmrec_jax.streaming.memory import Events, Memory
 from mmrec_jax.streaming.table import PaddedTable, StatesOf
 from mmrec_jax.streaming.utilisation import with_evaluations
 from mmrec_jax.streaming.windows import Window
+from mmrec_jax.training.items import SequentialFrozen
 from mmrec_jax.training.kept import KeptSteps
 from mmrec_jax.training.loop import fit
 from mmrec_jax.training.scorer import SequentialScorer
-from mmrec_jax.training.sequential import SequentialFrozen, SequentialRecommendation
+from mmrec_jax.training.sequential import SequentialRecommendation
 from mmrec_jax.training.step import Programs, seed_keys
 from mmrec_jax.training.trees import host_copy
 from mmrec_jax.types import Params

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mmrec_jax.training.items import SequentialFrozen
 from mmrec_jax.training.scorer import ITEM_BLOCK
-from mmrec_jax.training.sequential import SequentialFrozen, SequentialRecommendation
+from mmrec_jax.training.sequential import SequentialRecommendation
 from mmrec_jax.types import Params
 
 PASSES = 2

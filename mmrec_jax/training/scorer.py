@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mmrec_jax.adapters.ladder import EXPERT
-from mmrec_jax.training.sequential import SequentialFrozen, SequentialRecommendation
+from mmrec_jax.training.items import SequentialFrozen
+from mmrec_jax.training.sequential import SequentialRecommendation
 from mmrec_jax.types import ItemVectors, Params
 
 ITEM_BLOCK = 1024  # rows encoded by one call: a tower's states of one block stay in a core's cache

@@ -10,7 +10,8 @@ from mmrec_jax.objectives import ObjectiveConfig
 from mmrec_jax.sequence import SasRecConfig
 from mmrec_jax.store.table import StateTable
 from mmrec_jax.systems.config import ScoringConfig
-from mmrec_jax.training.sequential import CatalogueItems, SequentialFrozen, SequentialRecommendation
+from mmrec_jax.training.items import CatalogueItems, SequentialFrozen
+from mmrec_jax.training.sequential import SequentialRecommendation
 from mmrec_jax.types import LOSSES, METRICS, TRAINING, ItemVectors, SequenceBatch
 
 

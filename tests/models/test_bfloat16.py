@@ -9,7 +9,8 @@ from mmrec_jax.adapters.standardise import cast
 from mmrec_jax.objectives import ObjectiveConfig
 from mmrec_jax.sequence import SasRecConfig
 from mmrec_jax.systems.config import ScoringConfig
-from mmrec_jax.training.sequential import CatalogueItems, SequentialRecommendation
+from mmrec_jax.training.items import CatalogueItems
+from mmrec_jax.training.sequential import SequentialRecommendation
 from tests.models.helpers import begun
 from tests.models.test_iisan import encoder, states_of
 

@@ -21,7 +21,8 @@ from mmrec_jax.sequence import SasRec, SasRecConfig
 from mmrec_jax.systems import IDS
 from mmrec_jax.systems.config import ScoringConfig
 from mmrec_jax.systems.id_table import IdTable
-from mmrec_jax.training.sequential import CatalogueItems, SequentialFrozen, SequentialRecommendation
+from mmrec_jax.training.items import CatalogueItems, SequentialFrozen
+from mmrec_jax.training.sequential import SequentialRecommendation
 from mmrec_jax.types import SequenceBatch
 from tests.models.reference import in_batch_loss
 

@@ -11,7 +11,7 @@ from mmrec_jax.adapters.standardise import FLOOR, Standardise
 from mmrec_jax.modes.results import trained_parameters
 from mmrec_jax.store.table import StateTable
 from mmrec_jax.systems.crossan import Crossan
-from mmrec_jax.training.sequential import CatalogueItems, SequentialFrozen
+from mmrec_jax.training.items import CatalogueItems, SequentialFrozen
 from tests.models.helpers import applied, begun, crossan, hidden
 
 NAMES = ("text", "image")

@@ -11,7 +11,7 @@ from mmrec_jax.experiment import build_task, id_baseline
 from mmrec_jax.sequence import GruConfig, SasRecConfig
 from mmrec_jax.store.table import StateTable
 from mmrec_jax.systems import SYSTEMS, system
-from mmrec_jax.training.sequential import SequentialFrozen
+from mmrec_jax.training.items import SequentialFrozen
 
 OWN = """
 import flax.linen as nn

@@ -13,9 +13,9 @@ from mmrec_jax.store.table import StateTable
 from mmrec_jax.streaming import growth
 from mmrec_jax.training import TrainingConfig
 from mmrec_jax.training.compilations import process_counter
+from mmrec_jax.training.items import SequentialFrozen
 from mmrec_jax.training.optimizers import build_optimizer
 from mmrec_jax.training.scorer import tower_gates
-from mmrec_jax.training.sequential import SequentialFrozen
 from mmrec_jax.training.step import TrainStep, fetch_window
 from mmrec_jax.training.trees import host_copy
 from mmrec_jax.types import SequenceBatch
