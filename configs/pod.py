@@ -10,6 +10,8 @@ Arguments: `configs/pod.py:lora` runs the four backbones in the step instead, wi
 from mmrec_jax.config import base, method, modality, unknown_argument
 
 LAYERS = (0, 4, 8, 12)
+CHUNKS = {"title": 0, "image": 32, "video": 4, "audio": 16}
+"""Items of a chip at once, where backbones are run in the step: by the memory of their attention's scores."""
 
 
 def get_config(argument: str = ""):
@@ -35,9 +37,11 @@ def get_config(argument: str = ""):
     config.plan.tokens = 24
     if argument == "lora":
         config.name = "pod_lora"
-        for name in config.modalities:
+        # No states lie anywhere, so that nothing is gained where each chip encodes its own.
+        config.parallel.encode = "equal"
+        for name, chunk in CHUNKS.items():
             config.modalities[name].compute_dtype = "bfloat16"
-            config.methods[name] = method(kind="lora", remat=True, chunk=64)
+            config.methods[name] = method(kind="lora", remat=True, scan=True, chunk=chunk)
     elif argument:
         raise unknown_argument("configs/pod.py", argument, "lora")
     return config

@@ -20,8 +20,8 @@ ADDING = {
 SELECTING = {"bitfit": (), "layer_norm": (), "top": ("top",), "full": ()}
 """Methods that train some of the backbone's own weights -> the keys that they read beside `layers`."""
 METHODS = ("frozen", *ADDING, *SELECTING)
-COMMON = ("kind", "remat", "chunk")
-HARMLESS = ("remat", "chunk", "start")
+COMMON = ("kind", "remat", "scan", "chunk")
+HARMLESS = ("remat", "scan", "chunk", "start")
 """Keys that change nothing of what a trained model computes."""
 WHOLE = ("frozen", "prompt", "top", "full")  # they concern no single blocks
 
@@ -45,6 +45,8 @@ class MethodConfig:
         top: how many of the last blocks "top" trains.
         start: folder that the `peft` library wrote, whose LoRA matrices training begins with; "" is fresh ones.
         remat: whether the backward pass computes each block again instead of keeping what is inside it.
+        scan: whether blocks that are alike are compiled once and run as a loop: programs small and soon compiled, for
+            a copy of the weights in each step and, with dropout, other draws.
         chunk: items (rows of several texts count as one) that a device encodes at once, one lot after another, with the
             backward pass encoding each lot again: a bound on memory; 0 is all at once.
     """
@@ -62,6 +64,7 @@ class MethodConfig:
     top: int = 2
     start: str = ""
     remat: bool = False
+    scan: bool = False
     chunk: int = 0
 
     def __post_init__(self) -> None:

@@ -20,6 +20,7 @@ from mmrec_jax.backbones.transformer import (
     attend,
     visible_keys,
 )
+from mmrec_jax.errors import ConfigError
 
 Streams = tuple[tuple[str, int], ...]
 """The branches in the order of their tokens, each with how many tokens it has."""
@@ -78,6 +79,10 @@ class MultiwayTransformer(nn.Module):
             mask: True where a token is not padding.
         """
         c = self.config
+        if c.scan:
+            raise ConfigError(
+                "methods.*.scan: blocks with branches are not computed as a loop: leave it off for BEiT-3."
+            )
         visible = visible_keys(mask, c.causal, x.shape[1])
         block = nn.remat(MultiwayBlock) if c.remat else MultiwayBlock
         states = [x.astype(c.dtype)]

@@ -14,6 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mmrec_jax.backbones.gelu import gelu
 from mmrec_jax.backbones.rotary import Rotary, Turn, rotate, turn_of_positions
+from mmrec_jax.backbones.scan import scanned
+from mmrec_jax.types import Params
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
@@ -85,6 +87,8 @@ class TransformerConfig:
         sub_norm: whether attention normalises before `attention_out`, and the feed-forward before `down`
             (arXiv 2210.06423).
         remat: whether the backward pass computes each block again instead of keeping what is inside it.
+        scan: how many of the first blocks to compute, those that are alike as a loop (`backbones.scan`); their last
+            state stands for all above it. 0 computes all, each written out.
         dtype: "float32" or "bfloat16" of the hidden states and products; norms, softmax and rotation stay in float32.
     """
 
@@ -106,6 +110,7 @@ class TransformerConfig:
     last_tokens: int = 0
     sub_norm: bool = False
     remat: bool = False
+    scan: int = 0
     dtype: str = "float32"
 
     @property
@@ -318,11 +323,29 @@ class Transformer(nn.Module):
         length = x.shape[1]
         visible = visible_keys(mask, c.causal, length)
         turn = turn_of_positions(c.rotary, c.features_per_head, length) if c.rotary else None
-        block = nn.remat(Block) if c.remat else Block
         states = [x.astype(c.dtype)]
-        for layer in range(c.depth):
-            states.append(block(c, layer, self.method, name=f"block_{layer}")(states[-1], visible, turn))
+        if c.scan and not self.is_initializing():
+            states += self._scanned(states[0], visible, turn)
+            states += states[-1:] * (c.depth - c.scan)
+        else:
+            block = nn.remat(Block) if c.remat else Block
+            for layer in range(c.depth):
+                states.append(block(c, layer, self.method, name=f"block_{layer}")(states[-1], visible, turn))
         return tuple(state[:, length - given :] if c.causal else state[:, :given] for state in states)
+
+    def _scanned(
+        self, x: Float[Array, "batch token width"], visible: Visible | None, turn: Turn | None
+    ) -> list[Float[Array, "batch token width"]]:
+        c = self.config
+
+        def block(layer: int, params: Params, x: Array, key: Array | None) -> Array:
+            rngs = None if key is None else {"dropout": key}
+            # Of no parent: its parameters are given, and not this module's own.
+            return Block(c, layer, self.method, parent=None).apply({"params": params}, x, visible, turn, rngs=rngs)
+
+        params = [self.variables["params"][f"block_{layer}"] for layer in range(c.scan)]
+        key = self.make_rng("dropout") if self.has_rng("dropout") else None
+        return scanned(block, params, x, key, c.remat, apart=bool(c.last_tokens) and c.scan == c.depth)
 
     def _with_extra_tokens(self, x: Array, mask: Array | None) -> tuple[Array, Array | None]:
         """The tokens, and which are not padding, with those that a method adds."""

@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax import traverse_util
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Num
 
 from mmrec_jax.adapters.config import MethodConfig
@@ -21,7 +23,7 @@ from mmrec_jax.backbones.image import ImagePreprocessor
 from mmrec_jax.backbones.video import VideoPreprocessor
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.live.inputs import RawInputs, normalised
-from mmrec_jax.live.parts import Layout, RawBatch, layout_of
+from mmrec_jax.live.parts import Grouped, Layout, RawBatch, layout_of
 from mmrec_jax.shards import Shards
 from mmrec_jax.types import Params
 
@@ -87,9 +89,26 @@ class LiveBackbone:
         keys = [None if rng is None else jax.random.fold_in(rng, n) for n in range(len(batch.parts))]
         vectors = [self._encoded(params, part, key, shards) for part, key in zip(batch.parts, keys, strict=True)]
         width, layers = self.shape
-        every = jnp.concatenate(vectors) if vectors else jnp.zeros((1, layers, width))
-        chosen = jnp.where(batch.present[:, None, None], every[batch.places], 0.0)
-        return tuple(chosen[:, layer] for layer in range(layers))
+        if not vectors:
+            return (jnp.zeros((batch.places.shape[0], width)),) * layers
+
+        def of_items(vectors, places, present):
+            return jnp.where(present[:, None, None], jnp.concatenate(vectors)[places], 0.0)
+
+        if shards is not None:
+            split = PartitionSpec(shards.batch)
+            of_items = shards.map(of_items, (split, split, split), split)
+        found = of_items(tuple(vectors), batch.places, batch.present)
+        return tuple(found[:, layer] for layer in range(layers))
+
+    @property
+    def _model(self) -> nn.Module:
+        """The encoder as the step computes it."""
+        model = model_for(self.backbone, [self.head])
+        if not self.method.scan:
+            return model
+        config: Any = getattr(model, "config")  # noqa: B009 - every encoder keeps its core's sizes there
+        return model.clone(config=replace(config, scan=max(self.head.layers)))
 
     def _encoded(
         self, params: Params, part: Any, key: Array | None, shards: Shards | None
@@ -101,9 +120,7 @@ class LiveBackbone:
         def encoded(params, block, key):
             rngs = None if key is None else {"dropout": key}
             inputs = self._on_device(block)
-            (states,) = pooled_states(
-                model_for(self.backbone, [self.head]), (self.head,), tokens_of(self.backbone), params, inputs, rngs
-            )
+            (states,) = pooled_states(self._model, (self.head,), tokens_of(self.backbone), params, inputs, rngs)
             return states if shards is None else shards.by_batch(states)
 
         if not chunk or rows <= chunk * devices:
@@ -133,8 +150,9 @@ class LiveBackbone:
         return bool(getattr(self.backbone.model, "packs", False)) and self.method.kind != "prompt"
 
     def layout(self, inputs: RawInputs, groups: int = 1) -> Layout:
-        """How a batch's items become parts, whose rows can be split over so many groups of devices."""
-        return layout_of(inputs, self.backbone.preprocess, self.packs, groups * (self.method.chunk or 4))
+        """How a batch's items become parts; over several devices, each part of the items is one device's."""
+        own = layout_of(inputs, self.backbone.preprocess, self.packs, self.method.chunk or 4)
+        return own if groups == 1 else Grouped(own, groups)
 
     def encode(self, trained: Params, frozen: Params, inputs: RawInputs) -> list[Num[np.ndarray, "row width"]]:
         """States of a whole catalogue with the given parameters, one array a layer; zeros for absent items."""

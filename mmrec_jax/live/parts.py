@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int
@@ -31,7 +32,8 @@ class RawBatch:
 
     Attributes:
         parts: what the encoder takes, one block of rows a part.
-        places: of each item among the vectors of all parts, one part after another; 0 for absent items.
+        places: of each item among the vectors of all parts, one part after another; 0 for absent items. Over several
+            devices, among those of its own device.
         present: whether an item has an input.
     """
 
@@ -164,6 +166,31 @@ class Packed:
             places[long] = shared * (self.width // LEAST) + np.arange(len(long))
             parts.append(_block_of_texts([self.inputs[row] for row in rows[long]], alone, self.longest))
         return RawBatch(tuple(parts), places, present)
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """One layout for each of several equal groups of items, whose rows lie one after another in every part.
+
+    A device that has a group's part of everything encodes its items, and no states move between devices.
+    """
+
+    own: Layout
+    groups: int
+
+    def needed(self, rows: Int[np.ndarray, " item"]) -> Sizes:
+        """Of the group that needs most."""
+        every = [self.own.needed(part) for part in np.split(rows, self.groups)]
+        return tuple(np.max(every, axis=0).tolist())
+
+    def sizes(self, needed: Sizes) -> Sizes:
+        """Rows of one group in each part."""
+        return self.own.sizes(needed)
+
+    def batch(self, rows: Int[np.ndarray, " item"], sizes: Sizes) -> RawBatch:
+        """The groups' parts, and each item's place among the vectors of its group."""
+        every = [self.own.batch(part, sizes) for part in np.split(rows, self.groups)]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *every)
 
 
 def _block_of_texts(texts: Sequence[np.ndarray], size: int, length: int) -> Tokens:

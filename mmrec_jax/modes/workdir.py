@@ -30,6 +30,7 @@ FREE = (
     "modalities.*.backbone",
     "modalities.*.revision",
     "methods.*.remat",
+    "methods.*.scan",
     "methods.*.chunk",
     "methods.*.start",
     "parallel.data",

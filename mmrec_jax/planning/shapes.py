@@ -267,16 +267,15 @@ def _batch(
     groups = 1 if shards is None else shards.batch_parts
     for name, part in (live.backbones if live else {}).items():
         modality = config.modalities[name]
-        # Rows of every device divide into the method's lots.
-        multiple = groups * (part.method.chunk or 4)
-        rows = -(-distinct // multiple) * multiple
+        # Each device has the inputs of its own items, in rows that divide into the method's lots.
+        multiple = part.method.chunk or 4
+        rows = -(-distinct // groups // multiple) * multiple
         inputs, _ = input_shapes(modality, part.backbone, rows, tokens=config.plan.tokens, packs=part.packs, raw=True)
-        inputs = jax.tree.map(
-            lambda leaf, multiple=multiple: split(
-                (-(-leaf.shape[0] // multiple) * multiple, *leaf.shape[1:]), leaf.dtype
-            ),
-            inputs,
-        )
+
+        def over_devices(leaf: Any, multiple: int = multiple) -> Any:
+            return split((groups * -(-leaf.shape[0] // multiple) * multiple, *leaf.shape[1:]), leaf.dtype)
+
+        inputs = jax.tree.map(over_devices, inputs)
         media[name] = RawBatch((inputs,), split((distinct,)), split((distinct,), jnp.bool_))
     return SequenceBatch(
         items=split((distinct,)),

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from mmrec_jax.backbones.family import Tokens
 from mmrec_jax.backbones.packing import LEAST
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.live.inputs import RawInputs, _put
-from mmrec_jax.live.parts import ByLength, Layout, Packed, RawBatch
+from mmrec_jax.live.parts import ByLength, Grouped, Layout, Packed, RawBatch
 from mmrec_jax.live.stream import LiveStream
 from mmrec_jax.types import SequenceBatch
 
@@ -60,6 +61,23 @@ def test_every_item_lies_where_it_is_said_to_and_absent_ones_nowhere(packed: boo
         assert len(set(batch.places[batch.present])) == batch.present.sum()
     assert len(shapes) == 1
     assert all(count % 2 == 0 for count in layout.sizes(most))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_over_devices_each_part_of_the_items_is_found_among_the_rows_of_its_own_device(packed, monkeypatch) -> None:
+    inputs, groups = ragged(LENGTHS), 2
+    monkeypatch.setattr("mmrec_jax.live.parts.TextPreprocessor", NoPreprocessing)
+    own: Layout = Packed(inputs, 64, 96, 2) if packed else ByLength(inputs, NoPreprocessing(), (16, 64, 96), 2)
+    layout = Grouped(own, groups)
+    rows = np.asarray([0, 1, 2, 3, 4, 6, 7, 10, 9, 8])
+    batch = layout.batch(rows, layout.sizes(layout.needed(rows)))
+    parts = [np.split(leaf, groups) for leaf in (rows, batch.present, batch.places)]
+    for device, (items, present, places) in enumerate(zip(*parts, strict=True)):
+        blocks = tuple(jax.tree.map(lambda leaf: np.split(leaf, groups)[device], batch.parts))
+        for row, is_present, place in zip(items, present, places, strict=True):
+            assert is_present == (LENGTHS[row] > 0)
+            if is_present:
+                assert text_at(RawBatch(blocks, places, present), int(place), 64) == inputs[row].tolist()
 
 
 def test_longer_parts_take_shorter_items_before_more_rows_are_made() -> None:
