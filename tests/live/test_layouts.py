@@ -71,13 +71,13 @@ def test_over_devices_each_part_of_the_items_is_found_among_the_rows_of_its_own_
     layout = Grouped(own, groups)
     rows = np.asarray([0, 1, 2, 3, 4, 6, 7, 10, 9, 8])
     batch = layout.batch(rows, layout.sizes(layout.needed(rows)))
-    parts = [np.split(leaf, groups) for leaf in (rows, batch.present, batch.places)]
-    for device, (items, present, places) in enumerate(zip(*parts, strict=True)):
-        blocks = tuple(jax.tree.map(lambda leaf: np.split(leaf, groups)[device], batch.parts))
-        for row, is_present, place in zip(items, present, places, strict=True):
-            assert is_present == (LENGTHS[row] > 0)
-            if is_present:
-                assert text_at(RawBatch(blocks, places, present), int(place), 64) == inputs[row].tolist()
+    leaves, tree = jax.tree.flatten(batch)
+    devices = [jax.tree.unflatten(tree, own) for own in zip(*(np.split(leaf, groups) for leaf in leaves), strict=True)]
+    for items, of_device in zip(np.split(rows, groups), devices, strict=True):
+        for row, present, place in zip(items, of_device.present, of_device.places, strict=True):
+            assert present == (LENGTHS[row] > 0)
+            if present:
+                assert text_at(of_device, int(place), 64) == inputs[row].tolist()
 
 
 def test_longer_parts_take_shorter_items_before_more_rows_are_made() -> None:
