@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import jax
@@ -31,6 +31,7 @@ class Shards:
         rows: axes of the mesh that rows of the catalogue are split over.
         negatives: `global` or `local`, see `parallel.ParallelConfig`.
         encode: `equal` or `own`, see there.
+        messages: type of item vectors and their gradients on their way between devices.
     """
 
     mesh: Mesh
@@ -38,6 +39,7 @@ class Shards:
     rows: tuple[str, ...] = ("data", "model", "expert")
     negatives: str = "global"
     encode: str = "equal"
+    messages: str = "float32"
 
     @property
     def own_devices(self) -> tuple[jax.Device, ...]:
@@ -55,14 +57,30 @@ class Shards:
         """In how many parts the catalogue's rows are split."""
         return self._parts(self.rows)
 
-    def rows_of_part(self, rows: int) -> int:
-        """Catalogue rows that the devices of one part of the batch have, of so many: part i has those from i times as
-        many on.
+    @property
+    def owners(self) -> int:
+        """Among how many parts of the catalogue a batch's items are shared out, where devices encode what they have.
 
-        Args:
-            rows: of the catalogue, before it is filled up to what the mesh divides.
+        Of the axes of the batch and of the rows one begins with the other. Where the batch has further ones, several
+        parts of it have the same rows, and share the items of these equally.
         """
-        return -(-rows // self.row_parts) * self.row_parts // self.batch_parts
+        return min(self.batch_parts, self.row_parts)
+
+    def filled(self, rows: int) -> int:
+        """Rows of the catalogue once it is filled up to what the mesh divides."""
+        parts = self.divided.row_parts
+        return -(-rows // parts) * parts
+
+    def rows_of_owner(self, rows: int) -> int:
+        """Catalogue rows of one of the `owners`, of so many before they are filled up: owner i has those from i times
+        as many on."""
+        return self.filled(rows) // self.owners
+
+    @property
+    def divided(self) -> Shards:
+        """The same with rows over the axes of the batch too: for what is computed of all rows, by each device a part of
+        those that it has."""
+        return replace(self, rows=(*self.rows, *(axis for axis in self.batch if axis not in self.rows)))
 
     def _parts(self, axes: tuple[str, ...]) -> int:
         return math.prod(self.mesh.shape[axis] for axis in axes)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import traverse_util
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Num
 
 from mmrec_jax.backbones.sharding import MESH_AXES, parameter_shardings
@@ -43,7 +43,12 @@ def run_shards(config: ParallelConfig) -> Shards | None:
     mesh = run_mesh(config)
     if mesh is None:
         return None
-    return Shards(mesh, config.axes("batch"), config.axes("rows"), config.negatives, config.encode)
+    return shards_over(mesh, config)
+
+
+def shards_over(mesh: Mesh, config: ParallelConfig) -> Shards:
+    """What is split over a mesh."""
+    return Shards(mesh, config.axes("batch"), config.axes("rows"), config.negatives, config.encode, config.messages)
 
 
 class MeshPlacement:
@@ -101,7 +106,7 @@ class MeshPlacement:
         """The catalogue split by rows, filled up with rows of zeros to what the mesh divides."""
         shards, states = self._shards, frozen.states
         rows = frozen.num_rows
-        padded = -(-rows // shards.row_parts) * shards.row_parts
+        padded = shards.filled(rows)
 
         def split(leaf: Any) -> jax.Array:
             if isinstance(leaf, jax.Array) and leaf.sharding == shards.split(shards.rows, padded):
