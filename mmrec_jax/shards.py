@@ -105,6 +105,14 @@ class Shards:
         """The function on each device's own part: `jax.shard_map` over all axes of the mesh."""
         return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
 
+    def gathered(self, own: Num[Array, "own ..."]) -> Num[Array, "all ..."]:
+        """Inside `map`: the parts of all devices along the batch, one after another.
+
+        They are gathered as blocks along an axis of their own: gradients come back by a sum of which each device gets
+        its block, which XLA makes of blocks and not of rows in the middle of a tile.
+        """
+        return lax.all_gather(own, self.batch).reshape(-1, *own.shape[1:])
+
     def traced(self) -> contextlib.AbstractContextManager:
         """What is traced inside finds the mesh as `jax.sharding.get_abstract_mesh()`."""
         return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)

@@ -73,6 +73,15 @@ def _at_steps(
     return chosen(positions[:, :-1]), chosen(positions[:, 1:]), rows
 
 
+def _with_all_candidates(inputs: SequentialInputs, shards: Shards) -> SequentialInputs:
+    """The inputs of a device with what the loss reads of the candidates of all: one message."""
+    popularity = lax.bitcast_convert_type(inputs.log_popularity, jnp.int32)
+    every = shards.gathered(jnp.stack([inputs.candidates, inputs.batch.counts, popularity], axis=1))
+    batch = replace(inputs.batch, counts=every[:, 1])
+    popularity = lax.bitcast_convert_type(every[:, 2], jnp.float32)
+    return replace(inputs, batch=batch, candidates=every[:, 0], log_popularity=popularity)
+
+
 def _of_own_users(
     inputs: SequentialInputs, vectors: Float[Array, "candidate width"]
 ) -> tuple[SequentialInputs, Float[Array, "own width"]]:
@@ -278,16 +287,18 @@ class SequentialRecommendation:
         shards = self.shards
         assert shards is not None
         total_rows, divides = inputs.positions.shape[0], vectors.shape[0] % shards.batch_parts == 0
+        of_batch = self.objective.candidates == "batch" and divides
 
         def summed(params, vectors, inputs, key):
             # From here on they are each device's own: their gradients are summed once, at this place, and each device
             # gets those of the vectors that it encoded.
             if divides:
                 dtype, sent = vectors.dtype, vectors.astype(shards.messages)
-                vectors = lax.all_gather(sent, shards.batch, tiled=True).astype(dtype)
+                vectors = shards.gathered(sent).astype(dtype)
                 params = lax.pcast(params, shards.batch, to="varying")
             else:
                 params, vectors = lax.pcast((params, vectors), shards.batch, to="varying")
+            inputs = _with_all_candidates(inputs, shards) if of_batch else inputs
             own = inputs.positions.shape[0]
             part = BatchPart(lax.axis_index(shards.batch) * own, total_rows)
             if shards.negatives == "local" and self.objective.candidates == "batch":
@@ -295,10 +306,11 @@ class SequentialRecommendation:
             return lax.psum(self._summed_losses(params, vectors, inputs, key, part), shards.batch)
 
         split, whole = PartitionSpec(shards.batch), PartitionSpec()
-        specs = jax.tree.map(lambda _: split, inputs)
-        batch = replace(specs.batch, items=whole, counts=whole)
-        specs = replace(specs, batch=batch, candidates=whole, log_popularity=whole)
         given = split if divides else whole
+        specs = jax.tree.map(lambda _: split, inputs)
+        if not of_batch:
+            batch = replace(specs.batch, items=whole, counts=whole)
+            specs = replace(specs, batch=batch, candidates=whole, log_popularity=whole)
         return shards.map(summed, (whole, given, specs, whole), (whole, whole))(params, vectors, inputs, key)
 
     def _with_live_states(self, params, frozen, inputs: SequentialInputs, rng) -> Any:
