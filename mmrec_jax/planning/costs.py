@@ -61,7 +61,7 @@ def costs(module: Module, topology: Topology) -> Costs:
     """Costs of a program.
 
     Loops count as often as their condition says where their counter starts at and moves by constants; of branches, the
-    dearest.
+    cheapest: the only ones of a run's programs look for values that are not finite once a loss is not.
     """
     return _Counter(module, topology).of(module.entry)
 
@@ -85,7 +85,7 @@ class _Counter:
             return self._loop(instruction, computation)
         if instruction.opcode == "conditional":
             branches = [self.of(self._module.computations[name]) for name in _branches(instruction)]
-            return max(branches, key=lambda found: found.seconds, default=Costs())
+            return min(branches, key=lambda found: found.seconds, default=Costs())
         if instruction.opcode == "call" or instruction.opcode == "async-start":
             name = instruction.attribute("to_apply") or instruction.attribute("calls")
             return self.of(self._module.computations[name])
