@@ -32,13 +32,18 @@ def get_config(argument: str = ""):
     config.model.length = 10
     config.training.batch_size = 8192
     config.parallel.encode = "own"
+    # 16 parts of the store, whatever the slice: on more chips several have the same rows, and share their items.
+    config.parallel.data, config.parallel.model = 16, -1
+    config.parallel.rules = (("batch", "data+model"), ("rows", "data"))
+    config.parallel.messages = "bfloat16"
     config.plan.catalogue = 10_000_000
     config.plan.users = 20_000_000
     config.plan.tokens = 24
     if argument == "lora":
         config.name = "pod_lora"
         # No states lie anywhere, so that nothing is gained where each chip encodes its own.
-        config.parallel.encode = "equal"
+        config.parallel.encode, config.parallel.rules = "equal", ()
+        config.parallel.data, config.parallel.model = -1, 1
         for name, chunk in CHUNKS.items():
             config.modalities[name].compute_dtype = "bfloat16"
             config.methods[name] = method(kind="lora", remat=True, scan=True, chunk=chunk)

@@ -74,13 +74,13 @@ class _Counter:
     def of(self, computation: Computation) -> Costs:
         """Costs of one run of a computation."""
         if computation.name not in self._known:
-            total = Costs()
+            total, messages = Costs(), set[tuple]()
             for instruction in computation:
-                total.add(self._one(instruction, computation))
+                total.add(self._one(instruction, computation, messages))
             self._known[computation.name] = total
         return self._known[computation.name]
 
-    def _one(self, instruction: Instruction, computation: Computation) -> Costs:
+    def _one(self, instruction: Instruction, computation: Computation, messages: set[tuple]) -> Costs:
         if instruction.opcode == "while":
             return self._loop(instruction, computation)
         if instruction.opcode == "conditional":
@@ -95,7 +95,9 @@ class _Counter:
         made.busy = _busy(self._topology.chip, products, made.bytes)
         if cycles := re.search(r'"estimated_cycles":"(\d+)"', instruction.text):
             made.cycles = float(cycles[1])
-        made.collectives = list(self._sent(instruction, computation))
+        # A message that goes on beside the computing stands in each fusion that it goes on beside: it is sent once.
+        made.collectives = [sent for sent in self._sent(instruction, computation) if sent.message not in messages]
+        messages |= {sent.message for sent in made.collectives if sent.channel}
         made.sending = sum(collectives.seconds(sent, self._topology) for sent in made.collectives)
         return made
 
