@@ -10,8 +10,8 @@ Arguments: `configs/pod.py:lora` runs the four backbones in the step instead, wi
 from mmrec_jax.config import base, method, modality, unknown_argument
 
 LAYERS = (0, 4, 8, 12)
-CHUNKS = {"title": 0, "image": 32, "video": 4, "audio": 16}
-"""Items of a chip at once, where backbones are run in the step: by the memory of their attention's scores."""
+LOTS = {"title": (0, 0), "image": (32, 6), "video": (4, 1), "audio": (16, 2)}
+"""Items of a chip at once, and attention heads at once, where backbones are run in the step: scores of 30 to 40 MB."""
 
 
 def get_config(argument: str = ""):
@@ -44,9 +44,9 @@ def get_config(argument: str = ""):
         # No states lie anywhere, so that nothing is gained where each chip encodes its own.
         config.parallel.encode, config.parallel.rules = "equal", ()
         config.parallel.data, config.parallel.model = -1, 1
-        for name, chunk in CHUNKS.items():
+        for name, (chunk, heads) in LOTS.items():
             config.modalities[name].compute_dtype = "bfloat16"
-            config.methods[name] = method(kind="lora", remat=True, scan=True, chunk=chunk)
+            config.methods[name] = method(kind="lora", remat=True, scan=True, chunk=chunk, heads=heads)
     elif argument:
         raise unknown_argument("configs/pod.py", argument, "lora")
     return config

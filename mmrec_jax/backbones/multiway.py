@@ -55,7 +55,8 @@ class MultiwayBlock(nn.Module):
         entering = jnp.split(x, ends, axis=1)
         heads = [block.heads(part, None) for block, part in zip(blocks, entering, strict=True)]
         query, key, value = (jnp.concatenate(parts, axis=1) for parts in zip(*heads, strict=True))
-        attended = apply_method(self.method, "attend", self.layer, query, attend(query, key, value, visible))
+        attended = attend(query, key, value, visible, self.config.heads_at_once)
+        attended = apply_method(self.method, "attend", self.layer, query, attended)
         mixed = jnp.split(attended, ends, axis=1)
         leaving = [block.finish(*parts) for block, *parts in zip(blocks, entering, mixed, strict=True)]
         return apply_method(self.method, "block", self.layer, x, jnp.concatenate(leaving, axis=1))

@@ -105,10 +105,9 @@ class LiveBackbone:
     def _model(self) -> nn.Module:
         """The encoder as the step computes it."""
         model = model_for(self.backbone, [self.head])
-        if not self.method.scan:
-            return model
         config: Any = getattr(model, "config")  # noqa: B009 - every encoder keeps its core's sizes there
-        return model.clone(config=replace(config, scan=max(self.head.layers)))
+        scan = max(self.head.layers) if self.method.scan else 0
+        return model.clone(config=replace(config, scan=scan, heads_at_once=self.method.heads))
 
     def _encoded(
         self, params: Params, part: Any, key: Array | None, shards: Shards | None
@@ -223,7 +222,9 @@ def _given(backbone: Backbone, method: MethodConfig, trained: set[str], where: s
     """LoRA's matrices, on the host, from a folder of peft's, which must be of the method that the config says."""
     found, added = import_lora(method.start, backbone)
     every = method.layers == tuple(range(backbone.sizes.depth))  # as good as naming none
-    asked = replace(method, dropout=0.0, chunk=0, remat=False, start="", layers=() if every else method.layers)
+    asked = replace(
+        method, dropout=0.0, chunk=0, heads=0, remat=False, scan=False, start="", layers=() if every else method.layers
+    )
     said = replace(found, dropout=0.0, targets=tuple(sorted(found.targets)))
     if replace(asked, targets=tuple(sorted(asked.targets))) != said:
         raise ConfigError(

@@ -32,6 +32,7 @@ FREE = (
     "methods.*.remat",
     "methods.*.scan",
     "methods.*.chunk",
+    "methods.*.heads",
     "methods.*.start",
     "parallel.data",
     "parallel.model",
