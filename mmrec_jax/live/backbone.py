@@ -13,7 +13,7 @@ from flax import traverse_util
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Num
 
-from mmrec_jax.adapters.config import MethodConfig
+from mmrec_jax.adapters.config import HARMLESS, MethodConfig
 from mmrec_jax.adapters.embedded import EmbeddedMethod, join, split, start_of, trained_names, used_names
 from mmrec_jax.adapters.peft_files import import_lora
 from mmrec_jax.backbones.backbone import Backbone, load
@@ -222,9 +222,8 @@ def _given(backbone: Backbone, method: MethodConfig, trained: set[str], where: s
     """LoRA's matrices, on the host, from a folder of peft's, which must be of the method that the config says."""
     found, added = import_lora(method.start, backbone)
     every = method.layers == tuple(range(backbone.sizes.depth))  # as good as naming none
-    asked = replace(
-        method, dropout=0.0, chunk=0, heads=0, remat=False, scan=False, start="", layers=() if every else method.layers
-    )
+    harmless: dict[str, Any] = {key: getattr(MethodConfig, key) for key in HARMLESS}
+    asked = replace(method, **harmless, dropout=0.0, layers=() if every else method.layers)
     said = replace(found, dropout=0.0, targets=tuple(sorted(found.targets)))
     if replace(asked, targets=tuple(sorted(asked.targets))) != said:
         raise ConfigError(
