@@ -97,7 +97,7 @@ class _Counter:
             made.cycles = float(cycles[1])
         # A message that goes on beside the computing stands in each fusion that it goes on beside: it is sent once.
         made.collectives = [sent for sent in self._sent(instruction, computation) if sent.message not in messages]
-        messages |= {sent.message for sent in made.collectives if sent.channel}
+        messages |= {sent.message for sent in made.collectives if sent.chain}
         made.sending = sum(collectives.seconds(sent, self._topology) for sent in made.collectives)
         return made
 

@@ -151,13 +151,13 @@ HloModule beside
 
 %start (p: f32[4,64]) -> (f32[4,64], f32[64,64]) {
   %p = f32[4,64]{1,0} parameter(0)
-  %gathered = f32[64,64]{1,0} all-gather(%p), channel_id=7, replica_groups={}, dimensions={0}
+  %gathered = f32[64,64]{1,0} all-gather(%p), replica_groups={}, dimensions={0}, CHAIN
   ROOT %pair = (f32[4,64]{1,0}, f32[64,64]{1,0}) tuple(%p, %gathered)
 }
 
 %step (q: f32[4,64]) -> f32[64,64] {
   %q = f32[4,64]{1,0} parameter(0)
-  ROOT %gathering = f32[64,64]{1,0} all-gather(%q), channel_id=7, replica_groups={}, dimensions={0}
+  ROOT %gathering = f32[64,64]{1,0} all-gather(%q), replica_groups={}, dimensions={0}, CHAIN
 }
 
 ENTRY %main (x: f32[4,64]) -> f32[64,64] {
@@ -169,7 +169,7 @@ ENTRY %main (x: f32[4,64]) -> f32[64,64] {
 
 
 def test_a_message_beside_the_computing_stands_in_several_fusions_and_counts_once():
-    (sent,) = costs(read(BESIDE), TPU).collectives
+    (sent,) = costs(read(BESIDE.replace("CHAIN", 'frontend_attributes={chain_id="0"}')), TPU).collectives
     assert (sent.kind, sent.bytes, sent.times) == ("all-gather", 64 * 64 * 4, 1.0)
 
 
