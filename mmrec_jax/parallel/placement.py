@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Num
 
 from mmrec_jax.backbones.sharding import MESH_AXES, parameter_shardings
 from mmrec_jax.backbones.transformer import TransformerConfig
@@ -98,15 +97,20 @@ class MeshPlacement:
         return replace(live, backbones=backbones, start=start)
 
     def frozen(self, frozen: SequentialFrozen) -> SequentialFrozen:
-        """The catalogue split by rows, filled up with rows of zeros to what the mesh divides."""
+        """The catalogue split by rows, filled up with rows of zeros to what the mesh divides, and the backbones."""
+        frozen = self.catalogue(frozen)
+        return frozen if frozen.live is None else replace(frozen, live=self._live(frozen.live))
+
+    def catalogue(self, frozen: SequentialFrozen) -> SequentialFrozen:
+        """The same with live backbones as they are; what is split already stays as it is."""
         shards, states = self._shards, frozen.states
         rows = frozen.num_rows
-        padded = -(-rows // shards.row_parts) * shards.row_parts
+        where = shards.split(shards.rows, shards.filled(rows))
 
         def split(leaf: Any) -> jax.Array:
-            if isinstance(leaf, jax.Array) and leaf.sharding == shards.split(shards.rows, padded):
+            if isinstance(leaf, jax.Array) and leaf.sharding == where and len(leaf) == shards.filled(rows):
                 return leaf
-            return _filled_up(leaf, padded, shards.split(shards.rows, padded))
+            return shards.by_rows(np.asarray(leaf))
 
         if states is not None:
             states = StateTable(
@@ -116,9 +120,7 @@ class MeshPlacement:
                 states.complete,
                 shards,
             )
-        live = None if frozen.live is None else self._live(frozen.live)
-        popularity = split(frozen.log_popularity)
-        return replace(frozen, states=states, log_popularity=popularity, live=live, rows=rows)
+        return replace(frozen, states=states, log_popularity=split(frozen.log_popularity), rows=rows)
 
     def batch(self, batch: Any) -> Any:
         """Users, steps and items of a batch, each split along its first axis."""
@@ -135,21 +137,3 @@ class MeshPlacement:
             return multihost_utils.process_allgather(leaf, tiled=True)
 
         return jax.tree.map(gathered, tree)
-
-
-def _filled_up(leaf: Num[Any, "row ..."], rows: int, sharding: NamedSharding) -> jax.Array:
-    """An array on the devices with zeros below it up to so many rows; each device's part is made by itself."""
-    held = np.asarray(leaf)
-    shape = (rows, *held.shape[1:])
-
-    def part(index: tuple[slice, ...]) -> np.ndarray:
-        start, stop, _ = index[0].indices(rows)
-        found = held[start:stop]
-        if len(found) == stop - start:
-            return found
-        filled = np.zeros((stop - start, *shape[1:]), held.dtype)
-        filled[: len(found)] = found
-        return filled
-
-    made: Callable[..., jax.Array] = jax.make_array_from_callback
-    return made(shape, sharding, part)
