@@ -147,7 +147,7 @@ class Run:
 
     @functools.cached_property
     def frozen(self):
-        """What the task reads and never trains: the catalogue where the run's devices have it, backbones on the host."""
+        """What the task reads and never trains: the catalogue on the run's devices, backbones on the host."""
         live = self.live.frozen(self.live_catalogue) if self.live and self.live_catalogue else None
         found = experiment.frozen_inputs(self.table, self.data, live)
         return found if self.placement is None else self.placement.catalogue(found)
