@@ -275,8 +275,7 @@ def training_stream(
 ) -> TrainingStream | LiveStream:
     """Batches of a step, with the raw inputs of their items where a backbone is run in the step.
 
-    A process among several makes the ids of the whole step too, of which its devices get their part: so a step is the
-    same on any number of processes.
+    A process among several makes the rows of a step that its devices take, of the same step on any number of processes.
 
     Raises:
         ConfigError: a batch cannot be split over the devices.
@@ -289,6 +288,7 @@ def training_stream(
             f"training.batch_size={config.training.batch_size} cannot be split over {groups} devices: choose a "
             f"multiple of {groups}, or give parallel.data a size that divides it."
         )
+    own = shards.own_groups if shards else None
     stream = training_batches(
         prepared,
         batch_size=config.training.batch_size,
@@ -299,12 +299,14 @@ def training_stream(
         size_multiple=math.lcm(16, groups),
         groups=groups,
         group_rows=_rows_of_group(config, prepared, shards),
+        own_groups=own,
     )
     if live is None or catalogue is None:
         return stream
     from mmrec_jax.live import LiveStream
+    from mmrec_jax.share import Share
 
-    return LiveStream(stream, live, catalogue, groups)
+    return LiveStream(stream, live, catalogue, Share(groups, own))
 
 
 def _rows_of_group(config: RunConfig, prepared: PreparedData, shards: Shards | None) -> int:

@@ -52,6 +52,14 @@ class Shards:
         return self._parts(self.batch)
 
     @property
+    def own_groups(self) -> tuple[int, ...] | None:
+        """Which parts of a batch devices of this process take; None for all."""
+        parts = (self.batch_parts,)
+        found = self.split(self.batch, self.batch_parts).addressable_devices_indices_map(parts).values()
+        groups = sorted({index[0].indices(self.batch_parts)[0] for index in found if index})
+        return None if not self.batch or len(groups) == self.batch_parts else tuple(groups)
+
+    @property
     def row_parts(self) -> int:
         """In how many parts the catalogue's rows are split."""
         return self._parts(self.rows)

@@ -14,6 +14,7 @@ from mmrec_jax.objectives import softmax_loss
 from mmrec_jax.parallel import ParallelConfig, make_mesh
 from mmrec_jax.sharded_softmax import row_losses
 from mmrec_jax.shards import Shards
+from mmrec_jax.share import WHOLE
 from mmrec_jax.store.table import StateTable
 from tests.parallel.runs import MESHES, ONE, shop_run, take_steps
 
@@ -99,7 +100,7 @@ def test_local_negatives_are_those_of_the_users_on_the_same_device(shop, workdir
 
     rows = stream._chosen(0).reshape(4, -1)
     parts = [
-        loss(stream._assemble(part, (48, 64)))
+        loss(stream._assemble(stream.rows.chosen(part), (48, 64), WHOLE))
         for part in rows  # padded up to a whole batch each, of which padding is no part
     ]
     expected = sum(float(mean) * int(steps) for mean, steps in parts) / sum(int(steps) for _, steps in parts)
