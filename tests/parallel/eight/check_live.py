@@ -7,22 +7,11 @@ import numpy as np
 import pytest
 
 from mmrec_jax.adapters.embedded import join
-from mmrec_jax.config import method, resolve
+from mmrec_jax.config import resolve
 from mmrec_jax.modes.run import Run, terminal
 from mmrec_jax.training.trees import named_leaves
-from tests.parallel.runs import measured
+from tests.parallel.runs import LORA, live_run, measured
 from tests.tiny_config import get_config
-
-LORA = {"kind": "lora", "rank": 2, "dropout": 0.0, "chunk": 2}
-
-
-def live_run(shop, workdir, sizes, rules=(), **settings) -> Run:
-    """The shop's texts by a backbone in the step."""
-    config = get_config(f"{shop},words")
-    config.methods.words = method(**settings)
-    config.parallel.data, config.parallel.model, config.parallel.expert = sizes
-    config.parallel.rules = rules
-    return Run(resolve(config), workdir, terminal())
 
 
 @pytest.mark.parametrize(
