@@ -143,7 +143,7 @@ class Run:
         if self.shards is None:
             return None
         sizes = {name: part.backbone.sizes for name, part in self.live.backbones.items()} if self.live else {}
-        return MeshPlacement(self.config.parallel, self.shards, sizes)
+        return MeshPlacement(self.config.parallel, self.shards, sizes, self.data.num_items + 1)
 
     @functools.cached_property
     def frozen(self):

@@ -40,13 +40,12 @@ class MeshScorer:
         """
         assert task.shards is not None
         self._task, self._shards = task, task.shards
-        whole = placement.readable(params)
-        self._params = placement.state(whole)
+        self._params = placement.state(params)
         if frozen.live is not None:
             # Each process encodes its own rows by itself: it needs all of the weights, those of other processes too.
             own = NamedSharding(Mesh(np.asarray(self._shards.own_devices), ("own",)), PartitionSpec())
             weights = jax.device_put(placement.readable(frozen.live.backbones), own)
-            embedded = {"embedded": jax.device_put(whole.get("embedded", {}), own)}
+            embedded = {"embedded": jax.device_put(placement.readable(params.get("embedded", {})), own)}
             live = replace(frozen.live, backbones=weights)
             frozen = placement.catalogue(task.computed(embedded, replace(frozen, live=live)))
         else:

@@ -14,6 +14,7 @@ FLAGS = (
     "--config.show_users=0",
     "--config.evaluation.bootstrap=0",
     "--config.user.dropout=0.3",
+    "--config.model.add_ids=True",  # a table whose rows no mesh here divides
 )
 
 

@@ -47,6 +47,21 @@ def test_sampled_negatives_agree(shop, workdir):
     compare(shop, workdir, [(4, 2, 1)], **SMALL, **values)
 
 
+def test_a_table_of_ids_is_split_by_rows_whatever_their_number(shop, workdir):
+    values = {**SMALL, "model__add_ids": True}
+    run = shop_run(shop, workdir, (4, 2, 1), **values)
+    rows = run.data.num_items + 1
+    assert rows % 8
+    fresh = run.fresh(jax.random.key(0))
+    placed = run.placement.state({"params": fresh, "mu": fresh})
+    for tree in placed.values():
+        table = tree["items"]["ids"]["embedding"]
+        assert table.shape[0] == run.shards.filled(rows)
+        assert {shard.data.shape[0] for shard in table.addressable_shards} == {table.shape[0] // 8}
+    jax.tree.map(np.testing.assert_array_equal, run.placement.readable(placed)["params"], fresh)
+    compare(shop, workdir, [(4, 2, 1)], **values)
+
+
 def test_full_softmax_agrees(shop, workdir):
     compare(shop, workdir, [(2, 2, 2)], **SMALL, objective__kind="full_softmax")
 
