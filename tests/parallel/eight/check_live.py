@@ -65,6 +65,7 @@ def test_states_extracted_over_eight_devices_are_those_of_one(shop, tmp_path):
         run = Run(resolve(config), tmp_path / str(number), terminal())
         stores.append(run.table)
     for one, many in zip(*(jax.tree.leaves(table.values) for table in stores), strict=True):
-        np.testing.assert_allclose(many, one, rtol=1e-5, atol=1e-5)  # other block sizes round otherwise
+        # Other block sizes round otherwise.
+        np.testing.assert_allclose(many[: len(one)], one, rtol=1e-5, atol=1e-5)
     for one, many in zip(*(jax.tree.leaves(table.present) for table in stores), strict=True):
-        np.testing.assert_array_equal(many, one)
+        np.testing.assert_array_equal(many[: len(one)], one)
