@@ -49,12 +49,11 @@ class Runs:
         victim: number of the process that was killed last.
     """
 
-    def __init__(self, shop: Path, workdir: Path, store: Path | None = None):
+    def __init__(self, shop: Path, workdir: Path):
         self.workdir = workdir
         self.attempts: list[Attempt] = []
         self.victim = -1
-        self._flags = arguments(shop, workdir, *FLAGS, only="words")[1:]
-        self._flags += [f"--config.store={store}"] if store else []
+        self._flags = arguments(shop, workdir, *FLAGS, only="ids")[1:]
         (workdir.parent / "bin").mkdir()
         shim = workdir.parent / "bin" / "python"
         shim.write_text(PYTHON.format(python=sys.executable))
@@ -179,7 +178,7 @@ def go_on(runs: Runs, count: int, end: str) -> None:
 
 @pytest.mark.slow
 def test_killed_told_to_end_and_started_in_other_numbers_a_run_trains_each_user_once_an_epoch(shop, alone, tmp_path):
-    runs = Runs(shop, tmp_path / "shop", alone.workdir / "store")
+    runs = Runs(shop, tmp_path / "shop")
     go_on(runs, 2, KILLED)
     go_on(runs, 4, TOLD)
     code, _, said = runs.start(1)
@@ -191,7 +190,7 @@ def test_killed_told_to_end_and_started_in_other_numbers_a_run_trains_each_user_
 @pytest.mark.long
 @pytest.mark.parametrize("number", range(4))
 def test_any_sequence_of_ends_and_numbers_of_processes_is_the_same_run(shop, alone, tmp_path, number):
-    runs = Runs(shop, tmp_path / "shop", alone.workdir / "store")
+    runs = Runs(shop, tmp_path / "shop")
     plan = [(random.choice((1, 2, 4)), random.choice((KILLED, TOLD))) for _ in range(3)]
     for count, end in plan:
         go_on(runs, count, end)
