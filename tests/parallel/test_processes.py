@@ -20,7 +20,7 @@ from tests.parallel.recorded import Attempt, read, trained
 from tests.tiny_run import ROOT, arguments
 
 KILLED, TOLD, LEFT = "kill -9 of one", "SIGTERM to all", "left alone"
-EPOCHS, BATCH = 8, 8
+EPOCHS, BATCH = 12, 8
 FLAGS = (
     f"--config.training.epochs={EPOCHS}",
     "--config.training.patience=0",
@@ -47,12 +47,13 @@ class Runs:
     Attributes:
         attempts: what each start trained.
         victim: number of the process that was killed last.
+        seen: step of the last checkpoint before processes were ended.
     """
 
     def __init__(self, shop: Path, workdir: Path):
         self.workdir = workdir
         self.attempts: list[Attempt] = []
-        self.victim = -1
+        self.victim, self.seen = -1, 0
         self._flags = arguments(shop, workdir, *FLAGS, only="ids")[1:]
         (workdir.parent / "bin").mkdir()
         shim = workdir.parent / "bin" / "python"
@@ -74,7 +75,7 @@ class Runs:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         with subprocess.Popen(command, env=environment, **pipes) as process:
             try:
-                self._end(process, count, end)
+                self._end(process, count, end, records)
                 out, said = process.communicate(timeout=150)
             finally:
                 for pid in _children(process):
@@ -91,18 +92,23 @@ class Runs:
         """Of the checkpoints."""
         return sorted(int(path.name[5:]) for path in self.workdir.glob("checkpoints/step_*[0-9]"))
 
-    def _end(self, process: subprocess.Popen, count: int, end: str) -> None:
+    def _end(self, process: subprocess.Popen, count: int, end: str, records: Path) -> None:
         if end == LEFT:
             return
-        before = self.steps()
-        while process.poll() is None and self.steps() == before:
-            time.sleep(0.01)
-        time.sleep(random.uniform(0, 0.3))
+        moment = random.randrange(1, 10)
+        while process.poll() is None and max(map(_lines, records.iterdir()), default=0) < moment:
+            time.sleep(0.005)
+        time.sleep(random.uniform(0, 0.1))
+        self.seen = max(self.steps(), default=0)
         if end == TOLD:
             process.terminate()
         else:
             self.victim = random.randrange(count)
             os.kill(_children(process)[self.victim], signal.SIGKILL)
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n")
 
 
 def _children(process: subprocess.Popen) -> list[int]:
@@ -170,7 +176,7 @@ def go_on(runs: Runs, count: int, end: str) -> None:
         assert max(runs.steps()) == attempt.last + 1
         return
     assert code == 137, said
-    assert max(runs.steps()) > saved
+    assert max(runs.steps(), default=0) >= runs.seen  # what was there before is there after the kill
     logs = {index: (runs.logs / f"process_{index}.log").read_text() for index in range(1, count)} | {0: said}
     for index in logs.keys() - {runs.victim}:
         assert f"process {runs.victim} (" in logs[index]
