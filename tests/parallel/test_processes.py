@@ -90,7 +90,8 @@ class Runs:
 
     def steps(self) -> list[int]:
         """Of the checkpoints."""
-        return sorted(int(path.name[5:]) for path in self.workdir.glob("checkpoints/step_*[0-9]"))
+        names = [path.name.removeprefix("step_") for path in self.workdir.glob("checkpoints/step_*")]
+        return sorted(int(name) for name in names if name.isdigit())
 
     def _end(self, process: subprocess.Popen, count: int, end: str, records: Path) -> None:
         if end == LEFT:
