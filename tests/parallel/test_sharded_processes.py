@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.parallel.runs import LORA, ONE, encoded, live_run, measured, shop_run
+from tests.parallel.runs import LORA, ONE, SMALL, encoded, live_run, measured, shop_run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count=4"
 
 
 def test_two_processes_of_four_devices_agree_with_one_device(shop, tmp_path):
-    one = shop_run(shop, tmp_path, ONE)
+    one = shop_run(shop, tmp_path, ONE, **SMALL)
     expected = measured(one)  # also fills the store and the prepared data
     live = live_run(shop, tmp_path / "live", ONE, **LORA)
     expected_live = encoded(live)
