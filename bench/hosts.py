@@ -4,8 +4,8 @@
 
 Batches: milliseconds of the host for a batch of ids (users of up to 11 events, popular items more often) over 256
 devices, whole and for the devices of 4 and of 64 processes; and for images of 224 x 224 of 256 items, 8 devices, whole
-and a half. Store: two int8 layers of 256 values an item, read by one process and by two, with the memory that this takes
-each at its peak. Prints a JSON line each.
+and a half. Store: two int8 layers of 256 values an item, read by one process and by two, with the memory that this
+takes each at its peak. Prints a JSON line each.
 """
 
 from __future__ import annotations
