@@ -185,8 +185,8 @@ def main(argv: list[str]) -> None:
                 flush=True,
             )
 
-    def put_in_service(version, params, reason, documents) -> None:
-        publish(config, workdir, version, params, reason, documents)
+    def put_in_service(version, params, reason, documents, after):
+        return publish(config, workdir, version, params, reason, documents, after)
 
     service = Service(
         config, workdir, folder, intake_of(config, store), learner, put_in_service, note, lambda line: None

@@ -14,6 +14,7 @@ from mmrec_jax.modes.versions import publish
 
 if TYPE_CHECKING:
     from mmrec_jax.streaming.learner import Learner
+    from mmrec_jax.streaming.versions import Change
     from mmrec_jax.types import Params
 
 
@@ -40,8 +41,10 @@ def watch(run: Run, directory: str) -> dict[str, Any]:
     def learner(fingerprint: str, capacity: int) -> Learner:
         return _learner(run, store, fingerprint, capacity)
 
-    def put_in_service(version: int, params: Params, reason: str, documents: Mapping[str, Any]) -> None:
-        publish(config, workdir, version, params, reason, documents)
+    def put_in_service(
+        version: int, params: Params, reason: str, documents: Mapping[str, Any], after: int
+    ) -> Change | None:
+        return publish(config, workdir, version, params, reason, documents, after)
 
     service = Service(
         config,

@@ -82,8 +82,10 @@ def serviced(workdir: Path, folder: Path, said=None, **changes) -> Service:
     workdir.mkdir(exist_ok=True)
     versions = Versions(workdir)
 
-    def publish(version, params, reason, documents):
-        versions.promote(version, params, {"system": "iisan"}, reason=reason, documents=documents)
+    def publish(version, params, reason, documents, after):
+        return versions.promote(
+            version, params, {"system": "iisan"}, reason=reason, documents=documents, after=after
+        )
 
     return Service(
         own,
