@@ -44,6 +44,12 @@ def key_value_store(location: str | Path) -> ts.KvStore:
         return ts.KvStore.open(url.rstrip("/") + "/", context=_CONTEXT).result()
 
 
+def without_links(location: str | Path) -> str:
+    """The location with symbolic links followed: a store that is opened by it stays the same when they are moved."""
+    text = str(location)
+    return text if "://" in text else str(Path(text).expanduser().resolve())
+
+
 def read_json(files: ts.KvStore, name: str) -> object | None:
     """A small JSON file's content, or None where there is no such file.
 

@@ -23,7 +23,7 @@ import polars as pl
 from mmrec_jax.config import RunConfig
 from mmrec_jax.evaluation.evaluate import EvaluationResult
 from mmrec_jax.evaluation.pairing import HeldOut
-from mmrec_jax.streaming import drift, examples, growth, served
+from mmrec_jax.streaming import drift, examples, growth, served, stores
 from mmrec_jax.streaming.arrivals import Arrival, Arrivals, BadWindow
 from mmrec_jax.streaming.intake import Intake
 from mmrec_jax.streaming.journal import Entry, Journal
@@ -71,6 +71,7 @@ class Service:
     journal: Journal = field(init=False)
     living: StreamRun = field(init=False)
     _served: served.Served = field(init=False)
+    _served_before: set[str] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self.settings = self.config.service
@@ -191,6 +192,7 @@ class Service:
         """Lets the versions know of a window."""
         assert entry.number is not None
         events, items = self.journal.events(entry.number), self.journal.items(entry.number)
+        self._served_before = self._served.items
         state = self._served.after(entry.number, events, items)
         self._served = state.forgetting(self.settings.forget_after, self.settings.history)
         self._served.write(self.workdir, self.fingerprint, self.config.data.title_column)
@@ -298,6 +300,11 @@ class Service:
             for path in (self.workdir / folder).glob("[0-9]*"):
                 if int(path.stem) < oldest:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if self.settings.forget_after and not self.config.store:
+            # Readers that have opened what was served before this window need its items too.
+            needed = {*self._served.items, *self._served_before, *self.living.learner.memory.item_ids}
+            if found := stores.compact(self.workdir, needed, self.settings.compact_at):
+                self.say(f"The store is written anew without forgotten items: {found[1]:,} of {found[0]:,} stay")
 
 
 UTILISATION = "utilisation.json"

@@ -54,7 +54,7 @@ class Scripted(Learner):
     def scorer(self, params):
         return float(params["items"]["low"][0])
 
-    def test(self, scorer, number):
+    def test(self, scorer, number, whole=False):
         found = examples.tested(self.memory.events, number, min_events=2, context="window", targets="last")
         ranks = np.random.default_rng(number).integers(1, 8, len(found)) + round(scorer)
         config, empty = self.config.evaluation, {}
