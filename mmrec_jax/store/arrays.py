@@ -109,7 +109,8 @@ def open_array(files: ts.KvStore, name: str) -> ts.TensorStore:
 
 def chunk_rows(array: ts.TensorStore) -> int:
     """How many entries of the first axis lie in one file."""
-    return array.spec().to_json()["metadata"]["chunk_grid"]["configuration"]["chunk_shape"][0]
+    # Not from the JSON of the array's spec: what TensorStore (0.1.86) makes of that stays in memory for ever.
+    return array.chunk_layout.write_chunk.shape[0]
 
 
 def read_lines(files: ts.KvStore, folder: str) -> Iterator[dict]:

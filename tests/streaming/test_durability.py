@@ -90,7 +90,7 @@ def states(windows: int) -> list[StreamState]:
         for phase in ("train", "test", "prune"):
             last = window + (phase != "train")
             reports = [report(number) for number in range(1, window + 1)]
-            reports[-1]["phase"] = phase
+            reports = [{**each, "phase": "prune"} for each in reports[:-1]] + [{**reports[-1], "phase": phase}]
             seen = [[f"w{number}", 10 * number] for number in range(1, last + 1)]
             found.append(StreamState(window=last, phase=phase, seen=seen, reports=reports))
     return found
