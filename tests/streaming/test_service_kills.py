@@ -84,7 +84,7 @@ def test_killed_at_random_moments_the_same_numbers_come_out_and_what_is_served_s
     whole.join(LONGEST)
     assert whole.exitcode == 0
     once = time.monotonic() - begin
-    run, rng, x
+    run, rng, sound, killed = tmp_path / "run", np.random.default_rng(0), 0, []
     for number in range(KILLS):
         process = started(processes, run, folder)
         start = time.monotonic()
