@@ -242,6 +242,28 @@ def test_after_a_roll_back_the_next_window_begins_with_that_version(folder, tmp_
     assert lived(tmp_path / "run", watched, **ALWAYS) == found, "a roll-back is followed once"
 
 
+def test_a_roll_back_that_comes_while_a_candidate_is_compared_wins(tmp_path, monkeypatch):
+    watched, said, promote = tmp_path / "in", [], Versions.promote
+
+    def meanwhile(self, version, *arguments, **options):
+        if version == 3:
+            self.roll_back()
+        return promote(self, version, *arguments, **options)
+
+    monkeypatch.setattr(Versions, "promote", meanwhile)
+    write(watched, events(4))
+    found = lived(tmp_path / "run", watched, said, **ALWAYS)
+    assert [(version, reason) for version, reason in found["changes"]][2:] == [(1, "rolled back from version 2")]
+    reason = "version 1 was rolled back to meanwhile"
+    assert found["reports"][2]["promotion"] == {"promoted": False, "reason": reason, "version": 3, "before": 1}
+    assert f"version 3 is not put in service: {reason}" in said
+    assert lived(tmp_path / "run", watched, **ALWAYS) == found
+    write(watched, events(5))
+    found = lived(tmp_path / "run", watched, said, **ALWAYS)
+    assert "window 5: begins with version 1, which was rolled back to" in said
+    assert found["changes"][-1][0] == 1
+
+
 BAD = {
     "empty": pl.DataFrame({"user": [], "item": [], "timestamp": [], "title": []}),
     "early": pl.DataFrame({"user": ["a", "a"], "item": ["i1", "i2"], "timestamp": [1, 2], "title": ["", ""]}),
