@@ -15,7 +15,6 @@ from jaxtyping import Bool, Int64
 
 from mmrec_jax import experiment
 from mmrec_jax.config import VALIDATED, RunConfig
-from mmrec_jax.data.batches import TrainingStream
 from mmrec_jax.data.prepared import Examples
 from mmrec_jax.data.rows import Rows
 from mmrec_jax.errors import ConfigError, EmptySplitError
@@ -24,6 +23,7 @@ from mmrec_jax.evaluation.evaluate import EvaluationResult, evaluate
 from mmrec_jax.objectives import log_popularity
 from mmrec_jax.parallel.preemption import REQUEST
 from mmrec_jax.streaming import examples, growth
+from mmrec_jax.streaming.batches import training_stream
 from mmrec_jax.streaming.memory import Events, Memory
 from mmrec_jax.streaming.table import PaddedTable, StatesOf
 from mmrec_jax.streaming.utilisation import with_evaluations
@@ -38,7 +38,6 @@ from mmrec_jax.training.trees import host_copy
 from mmrec_jax.types import Params
 
 USERS_A_CALL = 256
-_MULTIPLE = 16  # of the sizes of a batch
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,7 @@ class Learner:
             learning_curve=False,
             tensorboard=False,
         )
-        stream = self._stream(rows, training.seed, f"window {number}")
+        stream, self.sizes = training_stream(rows, self.sizes, self.capacity, training, f"window {number}")
         try:
             place, frozen = self.folder(number), self._frozen(rows)
             fitted = fit(
@@ -348,28 +347,6 @@ class Learner:
         counts = np.zeros(self.rows, np.int64) if rows is None else examples.popularity(rows, self.rows)
         table = None if self._table is None else self._table.table
         return SequentialFrozen(table, jax.device_put(np.asarray(log_popularity(jnp.asarray(counts)))))
-
-    def _stream(self, rows: Rows, seed: int, fingerprint: str) -> TrainingStream:
-        settings = {
-            "batch_size": self.config.training.batch_size,
-            "seed": seed,
-            "shard_index": 0,
-            "shard_count": 1,
-            "size_multiple": _MULTIPLE,
-        }
-        # One size that holds any batch of any window.
-        batch, length = self.config.training.batch_size, self.config.model.length
-        distinct, steps = min(self.capacity, batch * (length + 1)) + 1, batch * length
-        largest = -(-distinct // _MULTIPLE) * _MULTIPLE, -(-steps // _MULTIPLE) * _MULTIPLE
-        if not self.sizes:  # and two that suit this window
-            trial = TrainingStream(rows, num_items=self.capacity, fingerprint=fingerprint, epochs=0, **settings)
-            self.sizes = list(dict.fromkeys([*trial.sizes()[:2], largest]))
-            trial.close()
-        elif largest[0] > max(distinct for distinct, _ in self.sizes):  # the table has grown
-            self.sizes = [*self.sizes, largest]
-        return TrainingStream(
-            rows, num_items=self.capacity, fingerprint=fingerprint, epochs=0, sizes=self.sizes, **settings
-        )
 
 
 def _with_rows(old: Any, fresh: Any) -> Any:

@@ -228,8 +228,7 @@ class StreamRun:
 
 def facts(result: EvaluationResult) -> dict[str, Any]:
     """An evaluation for the report: HR and NDCG over examples and, which differs where all events of a user are
-    predicted, their means over users; what the lists of all users say, and metrics of slices, where they were asked for.
-    """
+    predicted, their means over users; what the lists of all users say and metrics of slices, where asked for."""
     ks = result.config.ks
     names = [name for name in result.metrics if name.startswith(("HR@", "NDCG@"))]
     users, place = np.unique(result.users, return_inverse=True)

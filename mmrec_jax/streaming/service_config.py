@@ -37,8 +37,8 @@ class ServiceConfig:
         keep_versions: how many of the newest versions to keep, beside the one in service and the one before it; 0 = all
             of them.
         forget_after: users and items without an event in so many windows are forgotten; 0 = never.
-        compact_at: the store is written anew without forgotten items once they are more than this share of it; 1 = never.
-            It needs room for both while it is written. A store that the config names is never changed so.
+        compact_at: the store is written anew without forgotten items once they are more than this share of it; 1 =
+            never. It needs room for both while it is written. A store that the config names is never changed so.
         history: how many of each user's last events are kept for recommending; 0 = all.
         drift_windows, drift_least: how many of the last windows make up the usual range of a figure, and how many it
             takes at least.

@@ -115,9 +115,10 @@ def test_a_kill_while_a_store_is_written_anew_leaves_the_one_before(tmp_path, mo
         def killed(*_):
             raise KeyboardInterrupt
 
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patched:
             patched.setattr(stores, name, killed)
-            stores.compact(tmp_path, ITEMS[40:], 0.5)
+            with pytest.raises(KeyboardInterrupt):
+                stores.compact(tmp_path, ITEMS[40:], 0.5)
         stores.begin(tmp_path)
         assert HiddenStateStore.open(tmp_path / "store").item_ids == ITEMS
     assert stores.compact(tmp_path, ITEMS[40:], 0.5) == (50, 10)

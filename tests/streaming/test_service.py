@@ -83,9 +83,7 @@ def serviced(workdir: Path, folder: Path, said=None, **changes) -> Service:
     versions = Versions(workdir)
 
     def publish(version, params, reason, documents, after):
-        return versions.promote(
-            version, params, {"system": "iisan"}, reason=reason, documents=documents, after=after
-        )
+        return versions.promote(version, params, {"system": "iisan"}, reason=reason, documents=documents, after=after)
 
     return Service(
         own,
