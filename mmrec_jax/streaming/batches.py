@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from mmrec_jax.data.batches import TrainingStream
 from mmrec_jax.data.rows import Rows
@@ -27,7 +28,7 @@ def training_stream(
     Returns:
         The batches, and their sizes for the windows to come.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "num_items": capacity,
         "batch_size": config.batch_size,
         "seed": config.seed,
