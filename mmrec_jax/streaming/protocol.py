@@ -239,6 +239,10 @@ def facts(result: EvaluationResult) -> dict[str, Any]:
         by_user = {name: value for name, value in zip(metric_names(ks), means.tolist(), strict=True) if name in names}
     values = metrics(result.ranks, ks)
     lists = {name: value for name, value in result.metrics.items() if name not in values}
+    slices = {
+        title: {group: {name: held[name] for name in ("count", *names) if name in held} for group, held in of.items()}
+        for title, of in result.slices.items()
+    }
     return {
         "examples": len(result.ranks),
         "users": len(users),
@@ -247,5 +251,5 @@ def facts(result: EvaluationResult) -> dict[str, Any]:
         "metrics": {name: values[name] for name in names},
         **({"by_user": by_user} if by_user else {}),
         **({"lists": lists} if lists else {}),
-        **({"slices": result.slices} if result.slices else {}),
+        **({"slices": slices} if slices else {}),
     }
