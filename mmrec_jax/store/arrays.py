@@ -110,7 +110,7 @@ def open_array(files: ts.KvStore, name: str) -> ts.TensorStore:
 def chunk_rows(array: ts.TensorStore) -> int:
     """How many entries of the first axis lie in one file."""
     # Not from the JSON of the array's spec: what TensorStore (0.1.86) makes of that stays in memory for ever.
-    return array.chunk_layout.write_chunk.shape[0]
+    return array.chunk_layout.write_chunk_template.shape[0]
 
 
 def read_lines(files: ts.KvStore, folder: str) -> Iterator[dict]:
