@@ -60,7 +60,8 @@ def test_the_objects_of_a_stream_do_not_become_more(tmp_path, monkeypatch):
     windows = WINDOWS - SETTLED
     assert sum(grown.values()) < 150 * windows, grown.most_common(20)  # of which a report are some 80
     of_libraries = {kind: number for kind, number in grown.items() if not kind.startswith(("builtins.", "mmrec_jax."))}
-    assert sum(of_libraries.values()) < 10 * windows, of_libraries
+    # grain keeps a weak reference to each iterator that there was.
+    assert sum(of_libraries.values()) < 20 * windows, of_libraries
 
 
 def made_store(location, items, dtype="float32") -> HiddenStateStore:
