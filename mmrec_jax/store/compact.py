@@ -35,5 +35,5 @@ def copied(store: HiddenStateStore, location: str | Path, needed: Collection[str
                 for start in range(0, len(rows), step := chunk_rows(target)):
                     part = rows[start : start + step]
                     held = source[part.min() : part.max() + 1].read().result()[part - part.min()]
-                    target[start : start + step].write(np.ascontiguousarray(held)).result()
+                    target[start : start + len(part)].write(np.ascontiguousarray(held)).result()
     return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import gc
 
 import numpy as np
@@ -13,55 +12,29 @@ from mmrec_jax.store import HiddenStateStore
 from mmrec_jax.store.compact import copied
 from mmrec_jax.store.store import ABSENT, PRESENT, ModalityInfo
 from mmrec_jax.streaming import stores
-from mmrec_jax.streaming.learner import Learner
-from mmrec_jax.streaming.service import Service
-from mmrec_jax.streaming.versions import Versions
-from tests.streaming.conftest import events, settings, states
-from tests.streaming.test_service import MadeUp, write
-
-SETTLED, WINDOWS = 5, 9
-QUICK = {
-    "service.poll_seconds": 0.01,
-    "service.settle_seconds": 0,
-    "service.idle_seconds": 1e-6,
-    "service.forget_after": 3,
-    "service.keep_versions": 2,
-    "stream.forgetting": 2,
-    "evaluation.bootstrap": 20,
-}
+from mmrec_jax.training import load_params
+from mmrec_jax.training.checkpoints import Checkpoints
 
 
-def test_the_objects_of_a_stream_do_not_become_more(tmp_path, monkeypatch):
-    own, folder, workdir = settings("xsmoe", **QUICK), tmp_path / "in", tmp_path / "run"
-    workdir.mkdir()
-    write(folder, events(WINDOWS, users=9, visits=6))
-    versions, counted = Versions(workdir), {}
+def objects_of_a_call(call) -> float:
+    """How many objects a call leaves behind."""
+    for _ in range(3):
+        call()
+    gc.collect()
+    before = len(gc.get_objects())
+    for _ in range(6):
+        call()
+    gc.collect()
+    return (len(gc.get_objects()) - before) / 6
 
-    def publish(version, params, reason, documents, after):
-        return versions.promote(version, params, {"system": "x"}, reason=reason, documents=documents, after=after)
 
-    def count(reports) -> None:
-        gc.collect()
-        kinds = collections.Counter(f"{type(each).__module__}.{type(each).__name__}" for each in gc.get_objects())
-        counted[len(reports)] = kinds
-
-    service = Service(
-        own,
-        workdir,
-        folder,
-        MadeUp(own.data, own.cached, own.extraction, ""),
-        lambda fingerprint, capacity: Learner(own, workdir, states, 128, {"data": fingerprint}),
-        publish,
-        count,
-        lambda line: None,
-    )
-    service.run()
-    grown = counted[WINDOWS] - counted[SETTLED]
-    windows = WINDOWS - SETTLED
-    assert sum(grown.values()) < 150 * windows, grown.most_common(20)  # of which a report are some 80
-    of_libraries = {kind: number for kind, number in grown.items() if not kind.startswith(("builtins.", "mmrec_jax."))}
-    # grain keeps a weak reference to each iterator that there was.
-    assert sum(of_libraries.values()) < 20 * windows, of_libraries
+def test_reading_a_checkpoint_leaves_nothing_in_memory(tmp_path):
+    params = {"items": {"kernel": np.ones((2, 3), np.float32), "bias": np.zeros(3)}, "empty": {}}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, params, None, {"step": np.int32(1)}, {}, {"step": 1})
+    read, _ = load_params(tmp_path, "last")
+    assert (read["empty"], read["items"]["bias"].dtype) == ({}, np.float64)
+    assert objects_of_a_call(lambda: load_params(tmp_path, "last")) < 5
 
 
 def made_store(location, items, dtype="float32") -> HiddenStateStore:
@@ -76,6 +49,11 @@ def made_store(location, items, dtype="float32") -> HiddenStateStore:
 
 
 ITEMS = [f"i{number}" for number in range(50)]
+
+
+def test_reading_a_store_leaves_nothing_in_memory(tmp_path):
+    store = made_store(tmp_path / "one", ITEMS, "int8")
+    assert objects_of_a_call(lambda: HiddenStateStore.open(store.location).table({"words": (0, 1)}, ITEMS)) < 5
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])

@@ -42,6 +42,9 @@ def processes():
     """Makes processes that begin with everything imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mmrec_jax.streaming.service", "mmrec_jax.data.builder", "orbax.checkpoint"])
+    first = context.Process(target=os.getpid)  # waits for the imports
+    first.start()
+    first.join()
     return context
 
 
