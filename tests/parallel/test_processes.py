@@ -20,12 +20,12 @@ from tests.parallel.recorded import Attempt, read, trained
 from tests.tiny_run import ROOT, arguments
 
 KILLED, TOLD, LEFT = "kill -9 of one", "SIGTERM to all", "left alone"
-EPOCHS, BATCH = 12, 8
+EPOCHS, BATCH = 8, 8
 FLAGS = (
     f"--config.training.epochs={EPOCHS}",
     "--config.training.patience=0",
     f"--config.training.eval_from={EPOCHS}",
-    "--config.training.checkpoint_every_steps=2",
+    "--config.training.checkpoint_every_steps=4",
     f"--config.training.batch_size={BATCH}",
     "--config.training.learning_curve=False",
     "--config.evaluation.bootstrap=0",
@@ -99,7 +99,7 @@ class Runs:
         moment = random.randrange(1, 10)
         while process.poll() is None and max(map(_lines, records.iterdir()), default=0) < moment:
             time.sleep(0.005)
-        time.sleep(random.uniform(0, 0.1))
+        time.sleep(random.uniform(0, 0.03))
         self.seen = max(self.steps(), default=0)
         if end == TOLD:
             process.terminate()
@@ -198,7 +198,7 @@ def test_killed_told_to_end_and_started_in_other_numbers_a_run_trains_each_user_
 @pytest.mark.parametrize("number", range(4))
 def test_any_sequence_of_ends_and_numbers_of_processes_is_the_same_run(shop, alone, tmp_path, number):
     runs = Runs(shop, tmp_path / "shop")
-    plan = [(random.choice((1, 2, 4)), random.choice((KILLED, TOLD))) for _ in range(3)]
+    plan = [(random.choice((1, 2, 4)), random.choice((KILLED, TOLD))) for _ in range(2)]
     for count, end in plan:
         go_on(runs, count, end)
     last = (2, 4)[number % 2]
