@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 from pathlib import Path
@@ -28,6 +29,8 @@ LONGEST = (
     "streaming/test_service.py",
 )
 """Files whose few tests take the longest: they begin the run, so that no worker is left alone with one at its end."""
+MUCH = 3 * 2**29
+"""Bytes of memory with which a worker forgets its programs, at the end of a file."""
 
 
 def shared_directory() -> Path | None:
@@ -45,12 +48,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
 
 
+def _resident_bytes() -> int:
+    """Memory of this process; 0 where Linux does not tell it."""
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _settled() -> None:
     """What earlier files left is no more looked through by the garbage collector, which is called for each program of a
-    training: half a second each time in a process that has run a thousand tests."""
+    training: half a second each time in a process that has run a thousand tests.
+
+    Where that has become much, all programs are forgotten: what is needed again is read from the folder of compiled
+    ones.
+    """
+    import jax
+
+    from mmrec_jax.training.pages import release_freed_pages
+
+    release_freed_pages()
+    if _resident_bytes() > MUCH:
+        jax.clear_caches()
+        gc.unfreeze()
     gc.collect()
     gc.freeze()
+    release_freed_pages()
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,7 @@ def test_killed_at_random_moments_through_the_command_line_ends_bit_for_bit_the_
     started = {"stdout": subprocess.DEVNULL}
 
     def start(workdir):
-        return subprocess_of(arguments(shop, workdir, *LONGER, store), **started)
+        return subprocess_of(arguments(shop, workdir, *LONGER, store, only="words"), **started)
 
     def kill_after(process, path, delay):
         while process.poll() is None and not path.exists():
@@ -83,7 +83,9 @@ def test_a_run_that_is_told_to_end_saves_at_the_next_step_and_the_same_command_g
         "--config.baselines=()",
         "--config.show_users=0",
     )
-    process = subprocess_of(arguments(shop, told, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess_of(
+        arguments(shop, told, *flags, only="words"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     while process.poll() is None and not list(told.glob("checkpoints/step_*0")):
         time.sleep(0.005)
     time.sleep(random.uniform(0, 0.2))
@@ -93,7 +95,9 @@ def test_a_run_that_is_told_to_end_saves_at_the_next_step_and_the_same_command_g
     step = load_params(told, "last")[1]["progress"]["step"]
     assert f"ended after step {step}, which is saved" in said.decode()
     for folder in (told, undisturbed):
-        run = subprocess_of(arguments(shop, folder, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        run = subprocess_of(
+            arguments(shop, folder, *flags, only="words"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         assert run.wait() == 0
     last = [load_params(folder, "last")[1]["checksums"] for folder in (told, undisturbed)]
     assert last[0] == last[1]

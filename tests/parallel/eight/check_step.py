@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import jax
@@ -22,13 +23,13 @@ RELATIVE = 1e-5
 SMALL = {"training__epochs": 2, "modalities__words__layers": (0, 2)}
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
+@functools.cache
+def on_one_device(shop, workdir, **values):
+    return take_steps(shop_run(shop, workdir, ONE, **values), 4)
 
 
 def compare(shop, workdir, meshes, **values):
-    expected = take_steps(shop_run(shop, workdir, ONE, **values), 4)
+    expected = on_one_device(shop, workdir, **{k: v for k, v in values.items() if not k.startswith("parallel__")})
     for sizes in meshes:
         found = take_steps(shop_run(shop, workdir, sizes, **values), 4)
         for number, (one, many) in enumerate(zip(expected.metrics, found.metrics, strict=True)):
