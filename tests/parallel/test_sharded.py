@@ -13,8 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHECKS = Path(__file__).parent / "eight"
 NAMES = sorted(path.stem for path in CHECKS.glob("check_*.py"))
-# As in the tests' conftest.py; the process gets no flags from there, since it needs another number of devices.
-FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count=8"
+FLAGS = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"  # beside those of the tests' conftest.py
 ENDS = {"failure", "error", "skipped"}
 
 
