@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from mmrec_jax.config import SECTIONS, RunConfig, to_json
 from mmrec_jax.errors import ConfigError, MissingModalityError, UserError
@@ -160,9 +161,14 @@ def live_catalogue(
 
 
 def load_table(
-    config: RunConfig, prepared: PreparedData, store: HiddenStateStore | None, catalogue: LiveCatalogue | None = None
+    config: RunConfig,
+    prepared: PreparedData,
+    store: HiddenStateStore | None,
+    catalogue: LiveCatalogue | None = None,
+    shards: Shards | None = None,
 ) -> StateTable:
-    """States of the whole catalogue in memory; those of live modalities are computed as they are needed.
+    """States of the catalogue in memory, over a mesh each row on its device; those of live modalities are computed as
+    they are needed.
 
     Raises:
         MissingModalityError: items that have none of the modalities.
@@ -170,11 +176,7 @@ def load_table(
     from mmrec_jax.store.table import StateTable
 
     wanted = {name: part.layers for name, part in config.cached.items()}
-    table = StateTable({}, {}, {}, complete=True)
-    if store is not None:
-        table = store.table(wanted, [str(item) for item in prepared.item_ids[1:]])
-    seen = [*table.present.values(), *(catalogue.present.values() if catalogue else ())]
-    none = ~np.any([np.asarray(mask) for mask in seen], axis=0)
+    none = ~np.any(list(present_rows(config, prepared, store, catalogue).values()), axis=0)
     none[0] = False
     if none.any():
         items = ", ".join(str(item) for item in prepared.item_ids[none][:10])
@@ -183,7 +185,22 @@ def load_table(
             f"{', ...' if none.sum() > 10 else ''}. Give them a medium, add a modality that they have, or take them "
             "out of the catalogue."
         )
-    return table
+    if store is None:
+        return StateTable({}, {}, {}, complete=True, shards=shards)
+    return store.table(wanted, _item_names(prepared), shards)
+
+
+def present_rows(
+    config: RunConfig, prepared: PreparedData, store: HiddenStateStore | None, catalogue: LiveCatalogue | None
+) -> dict[str, Bool[np.ndarray, " row"]]:
+    """Modality -> catalogue rows that have it."""
+    found = store.present(config.cached, _item_names(prepared)) if store is not None else {}
+    found |= catalogue.present if catalogue else {}
+    return {name: found[name] for name in config.modalities}
+
+
+def _item_names(prepared: PreparedData) -> list[str]:
+    return [str(item) for item in prepared.item_ids[1:]]
 
 
 def build_task(
@@ -258,8 +275,7 @@ def training_stream(
 ) -> TrainingStream | LiveStream:
     """Batches of a step, with the raw inputs of their items where a backbone is run in the step.
 
-    A process among several makes the ids of the whole step too, of which its devices get their part: so a step is the
-    same on any number of processes.
+    A process among several makes the rows of a step that its devices take, of the same step on any number of processes.
 
     Raises:
         ConfigError: a batch cannot be split over the devices.
@@ -272,6 +288,7 @@ def training_stream(
             f"training.batch_size={config.training.batch_size} cannot be split over {groups} devices: choose a "
             f"multiple of {groups}, or give parallel.data a size that divides it."
         )
+    own = shards.own_groups if shards else None
     stream = training_batches(
         prepared,
         batch_size=config.training.batch_size,
@@ -282,12 +299,14 @@ def training_stream(
         size_multiple=math.lcm(16, groups),
         groups=groups,
         group_rows=_rows_of_group(config, prepared, shards),
+        own_groups=own,
     )
     if live is None or catalogue is None:
         return stream
     from mmrec_jax.live import LiveStream
+    from mmrec_jax.share import Share
 
-    return LiveStream(stream, live, catalogue, groups)
+    return LiveStream(stream, live, catalogue, Share(groups, own))
 
 
 def _rows_of_group(config: RunConfig, prepared: PreparedData, shards: Shards | None) -> int:

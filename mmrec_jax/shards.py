@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Num
@@ -51,6 +52,14 @@ class Shards:
         return self._parts(self.batch)
 
     @property
+    def own_groups(self) -> tuple[int, ...] | None:
+        """Which parts of a batch devices of this process take; None for all."""
+        parts = (self.batch_parts,)
+        found = self.split(self.batch, self.batch_parts).addressable_devices_indices_map(parts).values()
+        groups = sorted({index[0].indices(self.batch_parts)[0] for index in found if index})
+        return None if not self.batch or len(groups) == self.batch_parts else tuple(groups)
+
+    @property
     def row_parts(self) -> int:
         """In how many parts the catalogue's rows are split."""
         return self._parts(self.rows)
@@ -62,7 +71,34 @@ class Shards:
         Args:
             rows: of the catalogue, before it is filled up to what the mesh divides.
         """
-        return -(-rows // self.row_parts) * self.row_parts // self.batch_parts
+        return self.filled(rows) // self.batch_parts
+
+    def filled(self, rows: int) -> int:
+        """Rows of the catalogue filled up to what the mesh divides."""
+        return -(-rows // self.row_parts) * self.row_parts
+
+    def own_rows(self, rows: int) -> tuple[slice, ...]:
+        """Which of so many rows devices of this process have, once they are filled up: ranges in ascending order."""
+        filled = self.filled(rows)
+        found = self.split(self.rows, filled).addressable_devices_indices_map((filled,)).values()
+        return tuple(slice(*ends) for ends in sorted({index[0].indices(filled)[:2] for index in found if index}))
+
+    def of_own_rows(self, rows: int, parts: Sequence[np.ndarray]) -> Array:
+        """An array of so many rows, filled up and split, of which this process gives the ranges of `own_rows` and the
+        others theirs."""
+        filled = self.filled(rows)
+        shape, sharding = (filled, *parts[0].shape[1:]), self.split(self.rows, filled)
+        part_of = {own.start: part for own, part in zip(self.own_rows(rows), parts, strict=True)}
+        placed = [
+            jax.device_put(part_of[index[0].indices(filled)[0]], device, may_alias=True)
+            for device, index in sharding.addressable_devices_indices_map(shape).items()
+            if index is not None
+        ]
+        return jax.make_array_from_single_device_arrays(shape, sharding, placed)
+
+    def by_rows(self, whole: np.ndarray) -> Array:
+        """A host array over the devices, filled up with zeros; each process needs its own rows of it only."""
+        return self.of_own_rows(len(whole), [_filled_up(whole[part], part) for part in self.own_rows(len(whole))])
 
     def _parts(self, axes: tuple[str, ...]) -> int:
         return math.prod(self.mesh.shape[axis] for axis in axes)
@@ -132,3 +168,12 @@ class Shards:
         if others:
             found = lax.psum(found, others)
         return found.astype(kind)
+
+
+def _filled_up(found: np.ndarray, part: slice) -> np.ndarray:
+    """What is there of a range of rows, with zeros below it."""
+    if len(found) == part.stop - part.start:
+        return found
+    filled = np.zeros((part.stop - part.start, *found.shape[1:]), found.dtype)
+    filled[: len(found)] = found
+    return filled

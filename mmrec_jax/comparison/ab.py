@@ -118,10 +118,8 @@ def overlap(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
 
 
 def _side(run: Run) -> Side:
-    from mmrec_jax.training.scorer import SequentialScorer
-
     config, length = run.config.evaluation, run.config.model.length
-    scorer = SequentialScorer(run.task, run.parameters(), run.frozen)
+    scorer = run.scorer(run.parameters())
     result = run.evaluated(scorer)
     histories = run.data.examples("test").histories
     rows, _ = top_items(

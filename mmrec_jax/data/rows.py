@@ -13,6 +13,23 @@ from mmrec_jax.errors import ConfigError
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """Rows of a step.
+
+    Attributes:
+        events, inputs, users: of each row, see `Rows`.
+        items: the distinct items, ascending after the padding row, which leads even where no row has any.
+        counts: how often each occurs; 0 for padding.
+    """
+
+    events: Int32[np.ndarray, "chosen width"]
+    inputs: Bool[np.ndarray, "chosen width-1"]
+    users: Int32[np.ndarray, " chosen"]
+    items: Int32[np.ndarray, " distinct"]
+    counts: Int64[np.ndarray, " distinct"]
+
+
+@dataclass(frozen=True)
 class Rows:
     """Spans of the training events, one a row of an epoch.
 
@@ -37,6 +54,16 @@ class Rows:
     def events(self, chosen: Int[np.ndarray, " chosen"]) -> Int32[np.ndarray, "chosen width"]:
         """Item rows of the chosen rows' events, padded with 0 on the left."""
         return left_padded(self.values, self.starts[chosen], self.stops[chosen], self.width)
+
+    def chosen(self, chosen: Int[np.ndarray, " chosen"]) -> Chosen:
+        """What a batch of the chosen rows is made of."""
+        events = self.events(chosen)
+        # Sorting and searching takes a fifth of the time of `np.unique` with its inverse.
+        ordered = np.sort(events, axis=None)
+        firsts = np.flatnonzero(np.diff(ordered, prepend=0) > 0)
+        items = np.append(np.int32(0), ordered[firsts])
+        counts = np.append(0, np.diff(firsts, append=len(ordered)))
+        return Chosen(events, self.inputs(chosen), self.users[chosen], items, counts)
 
     def inputs(self, chosen: Int[np.ndarray, " chosen"]) -> Bool[np.ndarray, "chosen width-1"]:
         """Which events of the chosen rows, the last left out, are followed by one that is to be predicted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float
 
 from mmrec_jax.adapters.config import MethodConfig
 from mmrec_jax.adapters.embedded import EmbeddedMethod, join, split, start_of, trained_names, used_names
@@ -136,16 +137,24 @@ class LiveBackbone:
         """How a batch's items become parts, whose rows can be split over so many groups of devices."""
         return layout_of(inputs, self.backbone.preprocess, self.packs, groups * (self.method.chunk or 4))
 
-    def encode(self, trained: Params, frozen: Params, inputs: RawInputs) -> list[Num[np.ndarray, "row width"]]:
-        """States of a whole catalogue with the given parameters, one array a layer; zeros for absent items."""
-        rows = np.flatnonzero(inputs.present)
+    def encode(
+        self, trained: Params, frozen: Params, inputs: RawInputs, parts: Sequence[slice]
+    ) -> list[list[Float[np.ndarray, "row width"]]]:
+        """States of ranges of the catalogue's rows with the given parameters: one array a range, for each layer.
+
+        Zeros for absent items, and for rows past the catalogue's end.
+        """
+        rows = np.concatenate([part.start + np.flatnonzero(inputs.present[part]) for part in parts])
         (found,) = self.encoder(
             (normalised(self.backbone.preprocess, inputs[int(row)]) for row in rows), join(trained, frozen)
         )
         width, layers = self.shape
-        states = np.zeros((layers, len(inputs.present), width), np.float32)
-        states[:, rows] = found.swapaxes(0, 1)
-        return list(states)
+        states = [[np.zeros((part.stop - part.start, width), np.float32) for part in parts] for _ in range(layers)]
+        for number, part in enumerate(parts):
+            own = (rows >= part.start) & (rows < part.stop)
+            for layer in range(layers):
+                states[layer][number][rows[own] - part.start] = found[own, layer]
+        return states
 
 
 def _turned(leaf: Array, outer: int, inner: int) -> Array:

@@ -111,13 +111,31 @@ class LiveBackbones:
             values, present, complete=cached.complete and frozen.catalogue.complete, trained=bool(trained)
         )
 
-    def table(self, trained: dict[str, Params], frozen: LiveFrozen, cached: StateTable) -> StateTable:
-        """States of the whole catalogue with the given parameters, as a table beside that of the other modalities."""
+    def table(
+        self,
+        trained: dict[str, Params],
+        frozen: LiveFrozen,
+        cached: StateTable,
+        shards: Shards | None = None,
+    ) -> StateTable:
+        """States of the whole catalogue with the given parameters, as a table beside that of the other modalities.
+
+        Over a mesh each process encodes the rows that its devices have, and no others.
+        """
         values: dict[str, Any] = dict(cached.values)
-        present = dict(cached.present)
+        present: dict[str, Any] = dict(cached.present)
         for name, part in self.backbones.items():
             inputs = frozen.catalogue.inputs[name]
-            states = part.encode(trained.get(name, {}), frozen.backbones[name], inputs)
-            values[name] = tuple(map(jnp.asarray, states))
-            present[name] = jnp.asarray(inputs.present)
-        return StateTable(values, cached.scales, present, cached.complete and frozen.catalogue.complete)
+            count = len(inputs.present)
+            rows = (slice(0, count),) if shards is None else shards.own_rows(count)
+            states = part.encode(trained.get(name, {}), frozen.backbones[name], inputs, rows)
+            if shards is None:
+                values[name], present[name] = (
+                    tuple(jnp.asarray(layer[0]) for layer in states),
+                    jnp.asarray(inputs.present),
+                )
+            else:
+                values[name] = tuple(shards.of_own_rows(count, layer) for layer in states)
+                present[name] = shards.by_rows(inputs.present)
+        complete = cached.complete and frozen.catalogue.complete
+        return StateTable(values, cached.scales, present, complete, cached.shards if shards is None else shards)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from mmrec_jax.backbones.media import Preprocessor
 from mmrec_jax.backbones.packing import LEAST, WIDTHS, fill_rows, pack_tokens
 from mmrec_jax.backbones.text import TextPreprocessor
 from mmrec_jax.live.inputs import RawInputs
+from mmrec_jax.share import WHOLE, Share
 
 _LENGTHS = (0.5, 0.9, 1.0)
 """Quantiles of the catalogue's lengths that parts are made of: each is computed as one block of rows."""
@@ -49,8 +51,9 @@ class Layout(Protocol):
     def sizes(self, needed: Sizes) -> Sizes:
         """Rows of each part that hold what is needed."""
 
-    def batch(self, rows: Int[np.ndarray, " item"], sizes: Sizes) -> RawBatch:
-        """The inputs of catalogue rows in parts of these sizes, which hold them; absent items have none."""
+    def batch(self, rows: Int[np.ndarray, " item"], sizes: Sizes, share: Share = WHOLE) -> RawBatch:
+        """The inputs of catalogue rows in parts of these sizes, which hold them; absent items have none. Of each part
+        the rows are made that are in the share."""
 
 
 def layout_of(inputs: RawInputs, preprocess: Preprocessor, packs: bool, multiple: int) -> Layout:
@@ -98,7 +101,7 @@ class ByLength:
         rounded = [-(-count // self.multiple) * self.multiple for count in needed]
         return tuple(np.maximum(np.subtract(rounded, [*rounded[1:], 0]), 0).tolist())
 
-    def batch(self, rows: Int[np.ndarray, " item"], sizes: Sizes) -> RawBatch:
+    def batch(self, rows: Int[np.ndarray, " item"], sizes: Sizes, share: Share = WHOLE) -> RawBatch:
         """Items by length."""
         present: Any = self.inputs.present[rows]
         items = np.flatnonzero(present)
@@ -111,8 +114,12 @@ class ByLength:
             end -= size
             places[inside] = end + np.arange(len(inside))
             if size:
-                parts.append(self._joined([self.inputs[row] for row in rows[inside]], size, length))
+                parts.append(share.of(size, partial(self._made, rows[inside], length)))
         return RawBatch(tuple(reversed(parts)), places, present)
+
+    def _made(self, items: Int[np.ndarray, " inside"], length: int, part: slice) -> Any:
+        """A range of the rows of a part whose first ones are these items."""
+        return self._joined([self.inputs[row] for row in items[part]], part.stop - part.start, length)
 
     def _joined(self, found: Sequence[np.ndarray], size: int, length: int) -> Any:
         if isinstance(self.preprocess, AudioPreprocessor):
@@ -144,7 +151,7 @@ class Packed:
         """Each padded up to the multiple."""
         return tuple(-(-count // self.multiple) * self.multiple for count in needed)
 
-    def batch(self, rows: Int[np.ndarray, " item"], sizes: Sizes) -> RawBatch:
+    def batch(self, rows: Int[np.ndarray, " item"], sizes: Sizes, share: Share = WHOLE) -> RawBatch:
         """Short texts in shared rows."""
         present: Any = self.inputs.present[rows]
         items = np.flatnonzero(present)
@@ -155,14 +162,24 @@ class Packed:
         shared, alone = sizes
         if shared:
             filled = [short[np.asarray(row)] for row in fill_rows(self.inputs.lengths(rows[short]), self.width)]
-            texts = [[self.inputs[rows[item]] for item in row] for row in filled]
-            block, where = pack_tokens(texts, shared, self.width)
-            if filled:
-                places[np.concatenate(filled)] = where
-            parts.append(block)
+            slots = self.width // LEAST
+            for number, texts in enumerate(filled):
+                places[texts] = number * slots + np.arange(len(texts))
+
+            def packed(part: slice) -> Tokens:
+                texts = [[self.inputs[rows[item]] for item in row] for row in filled[part]]
+                return pack_tokens(texts, part.stop - part.start, self.width)[0]
+
+            parts.append(share.of(shared, packed))
         if alone:
             places[long] = shared * (self.width // LEAST) + np.arange(len(long))
-            parts.append(_block_of_texts([self.inputs[row] for row in rows[long]], alone, self.longest))
+
+            def single(part: slice) -> Tokens:
+                return _block_of_texts(
+                    [self.inputs[row] for row in rows[long[part]]], part.stop - part.start, self.longest
+                )
+
+            parts.append(share.of(alone, single))
         return RawBatch(tuple(parts), places, present)
 
 

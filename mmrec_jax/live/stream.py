@@ -10,6 +10,7 @@ from mmrec_jax.data.batches import TrainingStream
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.live.catalogue import LiveBackbones, LiveCatalogue
 from mmrec_jax.live.parts import Layout, Sizes
+from mmrec_jax.share import WHOLE, Share
 from mmrec_jax.types import SequenceBatch
 
 _TRIED = 2000  # batches that the sizes of parts are taken from, about two seconds
@@ -23,9 +24,11 @@ class LiveStream:
     for it, and says so.
     """
 
-    def __init__(self, stream: TrainingStream, backbones: LiveBackbones, catalogue: LiveCatalogue, groups: int = 1):
-        """Tries the stream's batches; its position stays as it is. `groups` divides the rows of each part: over so many
-        devices they are split.
+    def __init__(
+        self, stream: TrainingStream, backbones: LiveBackbones, catalogue: LiveCatalogue, share: Share = WHOLE
+    ):
+        """Tries the stream's batches; its position stays as it is. The rows of each part are split over the groups of
+        `share`, of which this process makes its own: it reads the media of no others.
 
         Raises:
             ConfigError: no item has one of the modalities.
@@ -33,9 +36,9 @@ class LiveStream:
         lacking = [name for name in backbones.backbones if not catalogue.inputs[name].present.any()]
         if lacking:
             raise ConfigError(f"methods.{lacking[0]}: no item has this modality: take it out of the config.")
-        self._stream = stream
+        self._stream, self._share = stream, share
         self._layouts: dict[str, Layout] = {
-            name: part.layout(catalogue.inputs[name], groups) for name, part in backbones.backbones.items()
+            name: part.layout(catalogue.inputs[name], share.groups) for name, part in backbones.backbones.items()
         }
         self._most, self._largest = self._needs()
 
@@ -46,7 +49,7 @@ class LiveStream:
 
     def __next__(self) -> SequenceBatch:
         """The next batch with its inputs."""
-        return self._with_media(next(self._stream))
+        return self._with_media(next(self._stream), self._share)
 
     def get_state(self) -> dict:
         """The position of the inner stream."""
@@ -58,7 +61,7 @@ class LiveStream:
 
     def warmup_batches(self) -> list[SequenceBatch]:
         """A batch of padding of each size."""
-        return [self._with_media(batch) for batch in self._stream.warmup_batches()]
+        return [self._with_media(batch, WHOLE) for batch in self._stream.warmup_batches()]
 
     def close(self) -> None:
         """Ends the reading ahead."""
@@ -84,14 +87,14 @@ class LiveStream:
         }
         return needs, largest
 
-    def _with_media(self, batch: SequenceBatch) -> SequenceBatch:
+    def _with_media(self, batch: SequenceBatch, share: Share) -> SequenceBatch:
         rows, media = _rows(batch), {}
         for name, layout in self._layouts.items():
             # After the epochs that were foreseen, a batch may have a size of its own.
             most, needed = self._most[name].get(_size(batch), self._largest[name]), layout.needed(rows)
             if any(np.greater(needed, most)):
                 most = tuple(np.maximum(needed, most).tolist())
-            media[name] = layout.batch(rows, layout.sizes(most))
+            media[name] = layout.batch(rows, layout.sizes(most), share)
         return replace(batch, media=media)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmrec_jax.files import write_whole
 from mmrec_jax.modes.run import Run
-from mmrec_jax.training.processes import writes
+from mmrec_jax.training.processes import several, writes
 
 if TYPE_CHECKING:
     from mmrec_jax.evaluation.evaluate import EvaluationResult
@@ -120,11 +120,15 @@ def report(run: Run, outcomes: Mapping[str, Outcome], name: str) -> dict[str, An
 
 
 def show_users(run: Run, count: int) -> None:
-    """Prints the last items and the top 10 of the first `count` users."""
+    """Prints the last items and the top 10 of the first `count` users; where several processes have the catalogue
+    between them, only how to get them."""
     from rich.table import Table
 
     from mmrec_jax.serving.recommender import Recommender
 
+    if several():
+        run.console.print("\nWhat it recommends is told by one process: --mode=recommend --users=ID,ID,...")
+        return
     users = [str(user) for user in run.data.user_ids[:count]]
     listed = Recommender.of_run(run).recommend(users=users, k=min(10, run.data.num_items))
     weights = [column for column in listed.columns if column.startswith("weight_")]

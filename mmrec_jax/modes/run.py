@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Array, Bool
 from ml_collections import config_dict
 from rich.console import Console
 
@@ -45,12 +45,23 @@ class Run:
         workdir: takes everything the run makes.
         console: where tables and messages go.
         baseline_of: the run that this one is to be compared with; its data is used.
+        one_device: whether it uses the first device of the process alone, whatever the config says.
     """
 
     config: RunConfig
     workdir: Path
     console: Console
     baseline_of: Run | None = None
+    one_device: bool = False
+
+    def on_one_device(self) -> Run:
+        """The same run for those who need the whole catalogue in one place."""
+        if self.shards is None:
+            return self
+        made = replace(self, one_device=True)
+        shared = ("data", "store", "live", "live_catalogue")
+        made.__dict__.update({name: part for name, part in self.__dict__.items() if name in shared})
+        return made
 
     @functools.cached_property
     def data(self) -> PreparedData:
@@ -103,28 +114,26 @@ class Run:
 
     @functools.cached_property
     def table(self) -> StateTable | None:
-        """The catalogue's states in memory; None for systems by id."""
+        """The catalogue's states in memory, each row where the run's devices have it; None for systems by id."""
         if not self.config.modalities:
             return None
-        return experiment.load_table(self.config, self.data, self.store, self.live_catalogue)
+        return experiment.load_table(self.config, self.data, self.store, self.live_catalogue, self.shards)
 
     @functools.cached_property
     def present(self) -> dict[str, Bool[np.ndarray, " row"]] | None:
         """Modality -> catalogue rows that have it; a baseline is sliced like the run it is compared with."""
         if self.baseline_of is not None:
             return self.baseline_of.present
-        if self.table is None:
+        if not self.config.modalities:
             return None
-        seen = {name: np.asarray(mask) for name, mask in self.table.present.items()}
-        seen |= self.live_catalogue.present if self.live_catalogue else {}
-        return {name: seen[name] for name in self.config.modalities}
+        return experiment.present_rows(self.config, self.data, self.store, self.live_catalogue)
 
     @functools.cached_property
     def shards(self) -> Shards | None:
         """What is split over the run's devices; None where there is one."""
         from mmrec_jax.parallel.placement import run_shards
 
-        return run_shards(self.config.parallel)
+        return None if self.one_device else run_shards(self.config.parallel)
 
     @functools.cached_property
     def placement(self) -> MeshPlacement | None:
@@ -134,13 +143,14 @@ class Run:
         if self.shards is None:
             return None
         sizes = {name: part.backbone.sizes for name, part in self.live.backbones.items()} if self.live else {}
-        return MeshPlacement(self.config.parallel, self.shards, sizes)
+        return MeshPlacement(self.config.parallel, self.shards, sizes, self.data.num_items + 1)
 
     @functools.cached_property
     def frozen(self):
-        """What the task reads and never trains."""
+        """What the task reads and never trains: the catalogue on the run's devices, backbones on the host."""
         live = self.live.frozen(self.live_catalogue) if self.live and self.live_catalogue else None
-        return experiment.frozen_inputs(self.table, self.data, live)
+        found = experiment.frozen_inputs(self.table, self.data, live)
+        return found if self.placement is None else self.placement.catalogue(found)
 
     @functools.cached_property
     def task(self):
@@ -194,6 +204,14 @@ class Run:
     def description(self) -> dict:
         """What this run's checkpoints are of."""
         return experiment.description(self.config, self.data.fingerprint, self.store, self.live)
+
+    def fresh(self, key: Array) -> Params:
+        """Parameters of the task as a training begins with them, on the host."""
+        from mmrec_jax.training.step import Programs
+        from mmrec_jax.training.trees import host_copy
+
+        made = Programs(self.task.init)((), key, self.frozen)
+        return host_copy(made if self.placement is None else self.placement.readable(made))
 
     def parameters(self, which: str = "best") -> Params:
         """Parameters of a checkpoint of this run.

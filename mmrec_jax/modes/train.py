@@ -73,12 +73,11 @@ def _beginning(run: Run) -> tuple[SequentialFrozen, Params | None]:
     Where a backbone is run in the step, they are made here, so that the weights they are made of need not lie on the
     device beside them for the whole run.
     """
-    from mmrec_jax.training.step import Programs, seed_keys
-    from mmrec_jax.training.trees import host_copy
+    from mmrec_jax.training.step import seed_keys
 
     begin, frozen = warm_parameters(run), run.frozen
     if frozen.live is None:
         return frozen, begin
     if begin is None:
-        begin = host_copy(Programs(run.task.init)((), seed_keys(run.config.training.seed)[0], frozen))
+        begin = run.fresh(seed_keys(run.config.training.seed)[0])
     return replace(frozen, live=frozen.live.begun()), begin

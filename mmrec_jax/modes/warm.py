@@ -14,6 +14,7 @@ import jax
 from mmrec_jax.errors import CheckpointError
 from mmrec_jax.modes.run import Run
 from mmrec_jax.modes.workdir import is_trained
+from mmrec_jax.training.processes import writes
 from mmrec_jax.types import Params
 
 REPORT = "warm_start.json"
@@ -44,14 +45,15 @@ def warm_parameters(run: Run) -> Params | None:
             + "\n  ".join(found)
             + "\nA warm start may add modalities and change nothing else of the model."
         )
-    fresh = run.task.init(jax.random.key(run.config.training.seed), run.frozen)
+    fresh = run.fresh(jax.random.key(run.config.training.seed))
     params, report = warm_start(old, fresh)
     added = sorted(set(run.config.modalities) - set(manifest["run"]["modalities"]))
     run.console.print(
         f"Warm start from {source}: {len(report.restored)} parameters restored, {len(report.new)} new "
         f"(for {', '.join(added) or 'nothing'}); all are listed in {run.workdir / REPORT}"
     )
-    (run.workdir / REPORT).write_text(json.dumps({"from": source, **asdict(report)}, indent=2), encoding="utf-8")
+    if writes():
+        (run.workdir / REPORT).write_text(json.dumps({"from": source, **asdict(report)}, indent=2), encoding="utf-8")
     return params
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Num
 
 from mmrec_jax.backbones.sharding import MESH_AXES, parameter_shardings
 from mmrec_jax.backbones.transformer import TransformerConfig
@@ -47,27 +46,55 @@ def run_shards(config: ParallelConfig) -> Shards | None:
 
 
 class MeshPlacement:
-    """Batches and the catalogue's rows split over a mesh, parameters as `LOGICAL_AXES` and the rules say."""
+    """Batches and the catalogue's rows split over a mesh, parameters as `LOGICAL_AXES` and the rules say.
+
+    Tables with a row for each item of the catalogue are filled up with zeros on the devices, as the catalogue is, and
+    nowhere else: checkpoints do not depend on the mesh.
+    """
 
     def __init__(
-        self, config: ParallelConfig, shards: Shards, backbones: Mapping[str, TransformerConfig] | None = None
+        self,
+        config: ParallelConfig,
+        shards: Shards,
+        backbones: Mapping[str, TransformerConfig] | None = None,
+        rows: int = 0,
     ):
         """
         Args:
             config: rules.
             shards: of the mesh.
             backbones: modality -> sizes of the backbone that is run in the step.
+            rows: of the catalogue, the padding row among them; 0 where no parameter has one for each.
         """
-        self._config, self._shards, self._backbones = config, shards, backbones or {}
+        self._config, self._shards, self._backbones, self._rows = config, shards, backbones or {}, rows
 
     def state(self, tree: Any) -> Any:
-        """Parameters and what belongs to them, by the names of the leaves."""
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: placed(leaf, self.parameter(path_name(path), np.shape(leaf))), tree
-        )
+        """Parameters and what belongs to them, by the names of the leaves; what lies there already stays as it is."""
+
+        def put(path: tuple, leaf: Any) -> jax.Array:
+            name = path_name(path)
+            shape = self.filled(name, np.shape(leaf))
+            where = self.parameter(name, shape)
+            if isinstance(leaf, jax.Array) and leaf.sharding == where and leaf.shape == shape:
+                return leaf
+            if len(shape) and shape[0] != len(leaf):
+                leaf = np.concatenate([leaf, np.zeros((shape[0] - len(leaf), *shape[1:]), leaf.dtype)])
+            return placed(leaf, where)
+
+        return jax.tree_util.tree_map_with_path(put, tree)
+
+    def filled(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that a parameter has on the devices."""
+        if not shape or shape[0] != self._rows or not self._by_rows(path):
+            return shape
+        return self._shards.filled(self._rows), *shape[1:]
+
+    @staticmethod
+    def _by_rows(path: str) -> bool:
+        return any(axes[0] == "rows" and re.fullmatch(pattern, path) for pattern, axes in LOGICAL_AXES.items())
 
     def parameter(self, path: str, shape: tuple[int, ...]) -> NamedSharding:
-        """Where a parameter lies; an axis that the mesh does not divide is kept whole."""
+        """Where a parameter of this shape lies; an axis that the mesh does not divide is kept whole."""
         mesh = self._shards.mesh
         if (found := _EMBEDDED.fullmatch(path)) and found[1] in self._backbones:
             return self.of_backbone({found[2]: jax.ShapeDtypeStruct(shape, np.float32)}, found[1])[found[2]]
@@ -98,15 +125,20 @@ class MeshPlacement:
         return replace(live, backbones=backbones, start=start)
 
     def frozen(self, frozen: SequentialFrozen) -> SequentialFrozen:
-        """The catalogue split by rows, filled up with rows of zeros to what the mesh divides."""
+        """The catalogue split by rows, filled up with rows of zeros to what the mesh divides, and the backbones."""
+        frozen = self.catalogue(frozen)
+        return frozen if frozen.live is None else replace(frozen, live=self._live(frozen.live))
+
+    def catalogue(self, frozen: SequentialFrozen) -> SequentialFrozen:
+        """The same with live backbones as they are; what is split already stays as it is."""
         shards, states = self._shards, frozen.states
         rows = frozen.num_rows
-        padded = -(-rows // shards.row_parts) * shards.row_parts
+        where = shards.split(shards.rows, shards.filled(rows))
 
         def split(leaf: Any) -> jax.Array:
-            if isinstance(leaf, jax.Array) and leaf.sharding == shards.split(shards.rows, padded):
+            if isinstance(leaf, jax.Array) and leaf.sharding == where and len(leaf) == shards.filled(rows):
                 return leaf
-            return _filled_up(leaf, padded, shards.split(shards.rows, padded))
+            return shards.by_rows(np.asarray(leaf))
 
         if states is not None:
             states = StateTable(
@@ -116,9 +148,7 @@ class MeshPlacement:
                 states.complete,
                 shards,
             )
-        live = None if frozen.live is None else self._live(frozen.live)
-        popularity = split(frozen.log_popularity)
-        return replace(frozen, states=states, log_popularity=popularity, live=live, rows=rows)
+        return replace(frozen, states=states, log_popularity=split(frozen.log_popularity), rows=rows)
 
     def batch(self, batch: Any) -> Any:
         """Users, steps and items of a batch, each split along its first axis."""
@@ -126,30 +156,15 @@ class MeshPlacement:
         return jax.tree.map(lambda leaf: placed(leaf, shards.split(shards.batch, leaf.shape[0])), batch)
 
     def readable(self, tree: Any) -> Any:
-        """Arrays that lie in other processes too are gathered."""
+        """Arrays that lie in other processes too are gathered; what was filled up is as it was."""
         from jax.experimental import multihost_utils
 
-        def gathered(leaf: Any) -> Any:
-            if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        def gathered(path: tuple, leaf: Any) -> Any:
+            if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+                leaf = multihost_utils.process_allgather(leaf, tiled=True)
+            filled = self._shards.filled(self._rows)
+            if filled == self._rows or np.shape(leaf)[:1] != (filled,) or not self._by_rows(path_name(path)):
                 return leaf
-            return multihost_utils.process_allgather(leaf, tiled=True)
+            return np.asarray(leaf)[: self._rows]
 
-        return jax.tree.map(gathered, tree)
-
-
-def _filled_up(leaf: Num[Any, "row ..."], rows: int, sharding: NamedSharding) -> jax.Array:
-    """An array on the devices with zeros below it up to so many rows; each device's part is made by itself."""
-    held = np.asarray(leaf)
-    shape = (rows, *held.shape[1:])
-
-    def part(index: tuple[slice, ...]) -> np.ndarray:
-        start, stop, _ = index[0].indices(rows)
-        found = held[start:stop]
-        if len(found) == stop - start:
-            return found
-        filled = np.zeros((stop - start, *shape[1:]), held.dtype)
-        filled[: len(found)] = found
-        return filled
-
-    made: Callable[..., jax.Array] = jax.make_array_from_callback
-    return made(shape, sharding, part)
+        return jax.tree_util.tree_map_with_path(gathered, tree)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from mmrec_jax.parallel.placement import MeshPlacement
@@ -40,15 +40,16 @@ class MeshScorer:
         """
         assert task.shards is not None
         self._task, self._shards = task, task.shards
-        whole = placement.readable(params)
-        self._params = placement.state(whole)
+        self._params = placement.state(params)
         if frozen.live is not None:
-            # Each process encodes by itself: it needs all of the weights, those of other processes too.
-            alone = all(leaf.is_fully_addressable for leaf in jax.tree.leaves(self._params))
-            live = replace(frozen.live, backbones=placement.readable(frozen.live.backbones))
-            frozen = placement.frozen(task.computed(self._params if alone else whole, replace(frozen, live=live)))
-        elif not frozen.rows:
-            frozen = placement.frozen(frozen)
+            # Each process encodes its own rows by itself: it needs all of the weights, those of other processes too.
+            own = NamedSharding(Mesh(np.asarray(self._shards.own_devices), ("own",)), PartitionSpec())
+            weights = jax.device_put(placement.readable(frozen.live.backbones), own)
+            embedded = {"embedded": jax.device_put(placement.readable(params.get("embedded", {})), own)}
+            live = replace(frozen.live, backbones=weights)
+            frozen = placement.catalogue(task.computed(embedded, replace(frozen, live=live)))
+        else:
+            frozen = placement.catalogue(frozen)
         self._vectors = _encoded(task, self._params, frozen)
         self._scored = RowCatalogue(_score_vectors(task, self._vectors), self._shards, frozen.num_rows)
 

@@ -112,7 +112,7 @@ def run_shapes(config: RunConfig, topology: Topology, sizes: Sizes) -> RunShapes
     live = _live(config)
     rows = sizes.items + 1
     sizes_of = {name: part.backbone.sizes for name, part in live.backbones.items()} if live else {}
-    placement = None if shards is None else MeshPlacement(config.parallel, shards, sizes_of)
+    placement = None if shards is None else MeshPlacement(config.parallel, shards, sizes_of, rows)
     frozen = _frozen(config, config.cached, rows, shards, found[0], _live_frozen(live, placement, found[0]))
     evaluated = frozen if live is None else _frozen(config, config.modalities, rows, shards, found[0], None)
     task = experiment.build_task(config, frozen.states, rows, live, shards)
@@ -195,8 +195,10 @@ def _live(config: RunConfig) -> LiveBackbones | None:
 def _placed_state(tree: Any, placement: MeshPlacement | None, device: Any) -> Any:
     def placed(path: Any, leaf: Any) -> Any:
         where = SingleDeviceSharding(device)
-        sharding = where if placement is None else placement.parameter(path_name(path), leaf.shape)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        if placement is None:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+        shape = placement.filled(path_name(path), leaf.shape)
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=placement.parameter(path_name(path), shape))
 
     return jax.tree_util.tree_map_with_path(placed, tree)
 

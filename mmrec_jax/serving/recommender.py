@@ -38,9 +38,10 @@ class Recommender:
     """
 
     def __init__(self, run: Run, params: Params) -> None:
-        """Encodes the run's catalogue with the given parameters."""
+        """Encodes the run's catalogue with the given parameters, on one device."""
         from mmrec_jax.training.scorer import SequentialScorer
 
+        run = run.on_one_device()
         self._run, self._params = run, params
         self._scorer = SequentialScorer(run.task, params, run.frozen)
         self.item_ids = np.asarray(run.data.item_ids, dtype=object)
@@ -74,6 +75,7 @@ class Recommender:
     @classmethod
     def of_run(cls, run: Run, which: str = "best") -> Recommender:
         """The recommender of an opened run."""
+        run = run.on_one_device()
         return cls(run, run.parameters(which))
 
     @property

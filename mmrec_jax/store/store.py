@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,10 +9,11 @@ from pathlib import Path
 import jax
 import ml_dtypes
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from mmrec_jax.backbones.config import ModalityConfig, resolve_layers
 from mmrec_jax.errors import StoreError, StoreMismatchError
+from mmrec_jax.shards import Shards
 from mmrec_jax.store.arrays import (
     chunk_rows,
     create_array,
@@ -24,6 +24,7 @@ from mmrec_jax.store.arrays import (
     write_json,
 )
 from mmrec_jax.store.fingerprint import differences
+from mmrec_jax.store.loading import load
 from mmrec_jax.store.quantise import quantise
 from mmrec_jax.store.table import StateTable
 
@@ -31,7 +32,6 @@ FORMAT = 1
 PENDING, PRESENT, ABSENT, FAILED = 0, 1, 2, 3
 STATUS_ROWS = 16384  # items in a file of status
 _NAMED = 5  # items listed in an error
-_READ_AHEAD = 4  # chunks in flight while a table is loaded
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class HiddenStateStore:
             StoreError: the states of present items are not all finite; the items are named.
         """
         info = self.modalities[name]
-        self._require_finite(name, states[status == PRESENT], rows[status == PRESENT])
+        self.require_finite(name, states[status == PRESENT], rows[status == PRESENT])
         if info.dtype == "int8":
             values, scales = quantise(states)
             self._write("scales", name, rows, scales)
@@ -192,12 +192,15 @@ class HiddenStateStore:
                 "Change the config, or extract into another store"
             )
 
-    def table(self, modalities: Mapping[str, tuple[int, ...]], item_ids: Sequence[str]) -> StateTable:
-        """Reads a catalogue's states into memory.
+    def table(
+        self, modalities: Mapping[str, tuple[int, ...]], item_ids: Sequence[str], shards: Shards | None = None
+    ) -> StateTable:
+        """Reads a catalogue's states into memory: over a mesh, those rows that devices of this process have.
 
         Args:
             modalities: name -> layers to read; () is every second one from 0 up to the backbone's depth.
             item_ids: in catalogue order; item i becomes row i + 1, row 0 is padding.
+            shards: of the mesh.
 
         Raises:
             StoreError: a modality, layer or item is not in the store, or states are not finite.
@@ -217,12 +220,18 @@ class HiddenStateStore:
                     f"{self._some(pending, item_ids)}: run --mode=extract"
                 )
             selected = self._layer_positions(name, layers)
-            values[name] = self._load(name, "values", rows, selected)
+            values[name] = load(self, name, "values", rows, selected, shards)
             if self.modalities[name].dtype == "int8":
-                scales[name] = self._load(name, "scales", rows, selected)
+                scales[name] = load(self, name, "scales", rows, selected, shards)
             present[name] = np.concatenate([[False], status == PRESENT])
         complete = all(mask[1:].all() for mask in present.values())
-        return StateTable(values, scales, jax.device_put(present), complete=bool(complete))
+        put = jax.device_put if shards is None else shards.by_rows
+        return StateTable(values, scales, jax.tree.map(put, present), complete=bool(complete), shards=shards)
+
+    def present(self, modalities: Iterable[str], item_ids: Sequence[str]) -> dict[str, Bool[np.ndarray, " row"]]:
+        """Modality -> which rows of `table` have it."""
+        rows = self.rows(item_ids)
+        return {name: np.concatenate([[False], (self.status(name) == PRESENT)[rows]]) for name in modalities}
 
     def _layer_positions(self, name: str, layers: tuple[int, ...]) -> list[int]:
         info = self.modalities[self._known(name)]
@@ -231,30 +240,12 @@ class HiddenStateStore:
             raise StoreError(f"modality {name}: layers {lacking} are not stored; stored are {list(info.layers)}")
         return [info.layers.index(layer) for layer in wanted]
 
-    def _load(self, name: str, kind: str, rows: np.ndarray, layers: list[int]) -> tuple[jax.Array, ...]:
-        """One array a layer, read chunk by chunk into what the device uses (on CPU without a copy)."""
-        source = open_array(self.files, f"{name}/{kind}")
-        shape = (len(rows) + 1, *source.shape[2:])
-        targets = [_aligned_zeros(shape, source.dtype.numpy_dtype) for _ in layers]
-        # Store row -> table row; 0 for store rows that the catalogue lacks.
-        places = np.zeros(source.shape[0], np.int64)
-        places[rows] = np.arange(1, len(rows) + 1)
-        step = chunk_rows(source)
-        starts = [s for s in range(0, source.shape[0], step) if places[s : s + step].any()]
-        reads = [source[start : min(start + step, source.shape[0])].read for start in starts]
-        ahead = deque(read() for read in reads[:_READ_AHEAD])
-        for number, start in enumerate(starts):
-            with store_errors(f"{kind} of modality {name} cannot be read from {self.location}"):
-                chunk = ahead.popleft().result()
-            ahead.extend(read() for read in reads[number + _READ_AHEAD : number + _READ_AHEAD + 1])
-            put = places[start : start + step]
-            chosen = np.flatnonzero(put)
-            self._require_finite(name, chunk[chosen], start + chosen)
-            for target, layer in zip(targets, layers, strict=True):
-                target[put[chosen]] = chunk[chosen, layer]
-        return tuple(jax.device_put(target, may_alias=True) for target in targets)
+    def require_finite(self, name: str, states: np.ndarray, rows: np.ndarray) -> None:
+        """Makes sure that states of store rows are finite.
 
-    def _require_finite(self, name: str, states: np.ndarray, rows: np.ndarray) -> None:
+        Raises:
+            StoreError: they are not; the items are named.
+        """
         if states.dtype.kind == "i":
             return
         finite = np.isfinite(states.astype(np.float32, copy=False)).all(axis=tuple(range(1, states.ndim)))
@@ -303,11 +294,3 @@ class HiddenStateStore:
     def _some(positions: np.ndarray, item_ids: Sequence[str]) -> str:
         listed = ", ".join(item_ids[i] for i in positions[:_NAMED])
         return listed + (", ..." if len(positions) > _NAMED else "")
-
-
-def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Zeros on a page boundary, which JAX on CPU takes over as they are instead of copying."""
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    raw = np.zeros(size + 4096, np.uint8)
-    start = -raw.ctypes.data % 4096
-    return raw[start : start + size].view(dtype).reshape(shape)

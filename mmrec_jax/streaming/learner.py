@@ -327,7 +327,7 @@ class Learner:
         return SequentialFrozen(table, jax.device_put(np.asarray(log_popularity(jnp.asarray(counts)))))
 
     def _stream(self, rows: Rows, seed: int, fingerprint: str) -> TrainingStream:
-        settings = {
+        settings: dict[str, Any] = {
             "batch_size": self.config.training.batch_size,
             "seed": seed,
             "shard_index": 0,

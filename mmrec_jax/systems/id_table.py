@@ -24,6 +24,9 @@ class IdTable(nn.Module):
     @nn.compact
     def __call__(self, items: Int[Array, " item"]) -> ItemVectors:
         """The vectors of the given catalogue rows."""
+        if self.has_variable("params", "embedding"):
+            # As it is: over a mesh it has further rows, so that the devices divide it, which nobody reads.
+            return ItemVectors(self.get_variable("params", "embedding")[items])
         table = self.param("embedding", nn.initializers.normal(0.02), (self.rows, self.width))
         return ItemVectors(table[items])
 

@@ -283,7 +283,8 @@ class _Run:
         if best is None:
             self.position.best_step, self.position.best_value = None, None
         self.stream.set_state(newest.manifest["progress"]["stream"])
-        changed = named_leaves({"optimizer": state.optimizer, "window": state.window})
+        fresh = host_copy(self.placement.readable(state))
+        changed = named_leaves({"optimizer": fresh.optimizer, "window": fresh.window})
         wanted, found = manifests.describe(changed), manifests.describe(newest.state)
         if wanted != found or (newest.average is None) != (state.average is None):
             lines = manifests.differences(found, wanted) or ["training.ema_decay: switched on or off"]
@@ -293,7 +294,6 @@ class _Run:
                 "ema_decay back, or choose another --workdir."
             )
         parts = like({"optimizer": state.optimizer, "window": state.window}, newest.state)
-        fresh = host_copy(self.placement.readable(state))
         return self.placement.state(
             dataclasses.replace(
                 fresh,

@@ -8,6 +8,8 @@ from typing import TypeVar
 import jax
 import numpy as np
 
+from mmrec_jax import errors
+
 T = TypeVar("T")
 
 
@@ -40,10 +42,33 @@ def as_first_says(numbers: Sequence[int]) -> list[int]:
 
 
 def first_alone(make: Callable[[], T], what: str) -> T:
-    """Calls a function in the first process, and then, when what it has left on disk is there, in the others."""
+    """Calls a function in the first process, and then, when what it has left on disk is there, in the others.
+
+    Raises:
+        UserError: the first process's mistake, in all of them alike, so that a caller who handles it does so in all.
+    """
+    if not several():
+        return make()
     if not writes():
-        wait_for_all(what)
-    value = make()
-    if writes():
-        wait_for_all(what)
+        kind, message = _text_of_first("", what)
+        if kind:
+            raise getattr(errors, kind, errors.UserError)(message)
+        return make()
+    try:
+        value = make()
+    except errors.UserError as error:
+        _text_of_first(f"{type(error).__name__}\n{error}", what)
+        raise
+    _text_of_first("\n", what)
     return value
+
+
+def _text_of_first(text: str, what: str) -> list[str]:
+    """The first process's text in all, cut at the end of its first line; `what` must be the same in all."""
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    wait_for_all(what)
+    written = np.frombuffer(text.encode(), np.uint8)
+    (length,) = as_first_says([len(written)])
+    told = broadcast_one_to_all(np.resize(written, length) if len(written) else np.zeros(length, np.uint8))
+    return bytes(np.asarray(told, np.uint8)).decode().split("\n", 1)

@@ -304,7 +304,7 @@ class SequentialRecommendation:
         if self.live is None or frozen.live is None:
             return frozen
         assert frozen.states is not None
-        table = self.live.table(params.get("embedded", {}), frozen.live, frozen.states)
+        table = self.live.table(params.get("embedded", {}), frozen.live, frozen.states, self.shards)
         return replace(frozen, states=table, live=None)
 
     def _losses(self, users, vectors, inputs: SequentialInputs) -> Float[Array, " step"]:

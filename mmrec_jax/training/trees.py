@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from mmrec_jax.share import OwnRows
+
 
 def path_name(path: tuple) -> str:
     """The '/'-joined name of a leaf, e.g. `items/towers/poster_0/down/kernel`."""
@@ -49,10 +51,12 @@ def host_copy(tree: Any) -> Any:
 
 
 def placed(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    """A host array on the devices of a sharding, those of other processes among them: each gets its part of it."""
-    if sharding.is_fully_addressable:
-        return jax.device_put(leaf, sharding)
-    leaf = np.asarray(leaf)
+    """A host array, or this process's rows of one, on the devices of a sharding, those of other processes among them:
+    each gets its part of it."""
+    if not isinstance(leaf, OwnRows):
+        if sharding.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        leaf = np.asarray(leaf)
     own = sharding.addressable_devices_indices_map(leaf.shape)
     # Each part is asked for by itself: inside the training loop nothing else may be moved.
     parts = [jax.device_put(leaf[part], device) for device, part in own.items()]

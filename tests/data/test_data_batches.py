@@ -233,6 +233,23 @@ def test_impossible_settings_are_refused(stream, setting):
         stream(**setting)
 
 
+def test_a_process_makes_the_rows_of_its_own_groups_of_the_same_batch(stream):
+    whole, halves = stream(groups=4), [stream(groups=4, own_groups=own) for own in ((0, 1), (2, 3))]
+    for _ in range(whole.batches_per_epoch):
+        batch, parts = next(whole), [next(half) for half in halves]
+        for name in ("items", "counts"):
+            for part in parts:
+                np.testing.assert_array_equal(getattr(part, name), getattr(batch, name))
+        for name in ("positions", "steps", "users"):
+            own, every = [getattr(part, name).parts for part in parts], getattr(batch, name)
+            assert [sorted(part) for part in own] == [[0, len(every) // 4], [len(every) // 2, len(every) * 3 // 4]]
+            found = own[0] | own[1]
+            np.testing.assert_array_equal(np.concatenate([found[start] for start in sorted(found)]), every)
+            assert getattr(parts[0], name).shape == every.shape
+            with pytest.raises(KeyError, match="were not made here"):
+                getattr(parts[0], name)[slice(len(every) // 2, None),]
+
+
 def test_rows_are_spans_of_at_most_one_more_than_the_length(synthetic):
     rows = training_rows(synthetic, 4, "chunks")
     spans = rows.stops - rows.starts

@@ -15,6 +15,7 @@ from mmrec_jax.errors import ConfigError
 from mmrec_jax.live.inputs import RawInputs, _put
 from mmrec_jax.live.parts import ByLength, Layout, Packed, RawBatch
 from mmrec_jax.live.stream import LiveStream
+from mmrec_jax.share import Share
 from mmrec_jax.types import SequenceBatch
 
 LENGTHS = [0, 3, 17, 64, 9, 0, 70, 90, 12, 5, 33]
@@ -60,6 +61,30 @@ def test_every_item_lies_where_it_is_said_to_and_absent_ones_nowhere(packed: boo
         assert len(set(batch.places[batch.present])) == batch.present.sum()
     assert len(shapes) == 1
     assert all(count % 2 == 0 for count in layout.sizes(most))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_process_reads_the_inputs_of_its_own_rows_only(packed: bool, monkeypatch) -> None:
+    inputs = ragged(LENGTHS)
+    monkeypatch.setattr("mmrec_jax.live.parts.TextPreprocessor", NoPreprocessing)
+    layout: Layout = Packed(inputs, 64, 96, 4) if packed else ByLength(inputs, NoPreprocessing(), (16, 64, 96), 4)
+    rows = np.asarray([0, 1, 2, 3, 4, 6, 7, 8, 9, 10])
+    sizes = layout.sizes(layout.needed(rows))
+    whole = layout.batch(rows, sizes)
+    read: list[set[int]] = []
+    take = RawInputs.__getitem__
+    monkeypatch.setattr(RawInputs, "__getitem__", lambda self, row: read[-1].add(int(row)) or take(self, row))
+    parts = []
+    for group in range(4):
+        read.append(set())
+        parts.append(layout.batch(rows, sizes, Share(4, (group,))))
+    assert sum(map(len, read)) == len(set().union(*read)) == np.count_nonzero(whole.present)
+    for part in parts:
+        np.testing.assert_array_equal(part.places, whole.places)
+    for number, block in enumerate(whole.parts):
+        for name in ("ids", "mask"):
+            found = [next(iter(getattr(part.parts[number], name).parts.values())) for part in parts]
+            np.testing.assert_array_equal(np.concatenate(found), getattr(block, name))
 
 
 def test_longer_parts_take_shorter_items_before_more_rows_are_made() -> None:

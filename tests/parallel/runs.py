@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from mmrec_jax import experiment
-from mmrec_jax.config import resolve
+from mmrec_jax.config import method, resolve
+from mmrec_jax.evaluation.catalogue import SplitCatalogue
 from mmrec_jax.modes.run import Run, terminal
 from mmrec_jax.training.optimizers import build_optimizer
 from mmrec_jax.training.placement import OneDevice
@@ -18,6 +19,7 @@ from mmrec_jax.training.step import TrainStep, fetch_window
 from mmrec_jax.training.trees import host_copy, named_leaves
 from tests.tiny_config import get_config
 
+LORA = {"kind": "lora", "rank": 2, "dropout": 0.0, "chunk": 2}
 ONE, MESHES = (1, 1, 1), ((8, 1, 1), (4, 2, 1), (2, 2, 2))
 
 
@@ -29,6 +31,15 @@ def shop_run(shop: Path, workdir: Path, sizes: tuple[int, int, int], **values: A
     with config.unlocked():
         for key, value in values.items():
             config.update_from_flattened_dict({key.replace("__", "."): value})
+    return Run(resolve(config), workdir, terminal())
+
+
+def live_run(shop: Path, workdir: Path, sizes: tuple[int, int, int], rules: tuple = (), **settings: Any) -> Run:
+    """The shop's texts by a backbone in the step, with a method of these settings."""
+    config = get_config(f"{shop},words")
+    config.methods.words = method(**settings)
+    config.parallel.data, config.parallel.model, config.parallel.expert = sizes
+    config.parallel.rules = rules
     return Run(resolve(config), workdir, terminal())
 
 
@@ -60,6 +71,13 @@ def take_steps(run: Run, count: int) -> Steps:
     assert step.recompilations == 0
     stream.close()
     return Steps(metrics, host_copy(place.readable(state.params)))
+
+
+def encoded(run: Run) -> list[float]:
+    """Length of each item's vector, by fresh parameters."""
+    vectors = run.scorer(run.fresh(jax.random.key(0))).item_vectors()
+    lengths = vectors.norms() if isinstance(vectors, SplitCatalogue) else np.linalg.norm(vectors, axis=1)
+    return lengths.tolist()
 
 
 def measured(run: Run) -> dict[str, Any]:

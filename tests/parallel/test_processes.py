@@ -1,4 +1,4 @@
-"""A run of several processes: what it leaves, and that killing, stopping and another number of them change nothing."""
+"""A run of several processes: what it trains, and that killing, stopping and another number of them change nothing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,95 +16,190 @@ import pytest
 
 from mmrec_jax.training import load_params
 from mmrec_jax.training.trees import named_leaves
+from tests.parallel.recorded import Attempt, read, trained
 from tests.tiny_run import ROOT, arguments
 
+KILLED, TOLD, LEFT = "kill -9 of one", "SIGTERM to all", "left alone"
+EPOCHS, BATCH = 8, 8
 FLAGS = (
-    "--config.training.epochs=6",
+    f"--config.training.epochs={EPOCHS}",
     "--config.training.patience=0",
-    "--config.training.eval_from=6",
+    f"--config.training.eval_from={EPOCHS}",
     "--config.training.checkpoint_every_steps=2",
-    "--config.training.batch_size=8",
+    f"--config.training.batch_size={BATCH}",
     "--config.training.learning_curve=False",
+    "--config.evaluation.bootstrap=0",
+    "--config.evaluation.slices=False",
     "--config.baselines=()",
     "--config.show_users=0",
     "--config.parallel.timeout_seconds=60",
 )
+# In place of `python`, for the script that starts the processes.
+PYTHON = """#!/bin/bash
+[[ $1 != - ]] || exec {python} -
+exec {python} -m tests.parallel.recorded "$RECORDS/$$" "${{@:3}}"
+"""
 
 
-def start(shop, workdir, store, count):
-    """The run in so many processes; each is a group of its own, with the script that started it."""
-    flags = arguments(shop, workdir, *FLAGS, f"--config.store={store}", only="words")[1:]
-    command = [
-        "bash",
-        str(ROOT / "launch" / "local_multiprocess.sh"),
-        str(count),
-        f"--logs={workdir}.logs",
-        "--",
-        *flags,
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+class Runs:
+    """One run, started again and again.
+
+    Attributes:
+        attempts: what each start trained.
+        victim: number of the process that was killed last.
+    """
+
+    def __init__(self, shop: Path, workdir: Path, store: Path | None = None):
+        self.workdir = workdir
+        self.attempts: list[Attempt] = []
+        self.victim = -1
+        self._flags = arguments(shop, workdir, *FLAGS, only="words")[1:]
+        self._flags += [f"--config.store={store}"] if store else []
+        (workdir.parent / "bin").mkdir()
+        shim = workdir.parent / "bin" / "python"
+        shim.write_text(PYTHON.format(python=sys.executable))
+        shim.chmod(0o755)
+
+    def start(self, count: int, end: str = LEFT) -> tuple[int, str, str]:
+        """Starts so many processes and ends them: exit code, and what the script that started them printed."""
+        records = self.workdir.parent / f"records_{len(self.attempts)}"
+        records.mkdir()
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PATH": f"{self.workdir.parent / 'bin'}:{os.environ['PATH']}",
+            "RECORDS": str(records),
+        }
+        script = str(ROOT / "launch" / "local_multiprocess.sh")
+        command = ["bash", script, str(count), f"--logs={self.logs}", "--", *self._flags]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, env=environment, **pipes) as process:
+            try:
+                self._end(process, count, end)
+                out, said = process.communicate(timeout=150)
+            finally:
+                for pid in _children(process):
+                    os.kill(pid, signal.SIGKILL)
+        self.attempts.append(read(records))
+        return process.returncode, out, said
+
+    @property
+    def logs(self) -> Path:
+        """What all processes but the first printed."""
+        return self.workdir.parent / "logs"
+
+    def steps(self) -> list[int]:
+        """Of the checkpoints."""
+        return sorted(int(path.name[5:]) for path in self.workdir.glob("checkpoints/step_*[0-9]"))
+
+    def _end(self, process: subprocess.Popen, count: int, end: str) -> None:
+        if end == LEFT:
+            return
+        before = self.steps()
+        while process.poll() is None and self.steps() == before:
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.3))
+        if end == TOLD:
+            process.terminate()
+        else:
+            self.victim = random.randrange(count)
+            os.kill(_children(process)[self.victim], signal.SIGKILL)
 
 
-def children(process):
-    """Process ids of what a script has started, in order."""
+def _children(process: subprocess.Popen) -> list[int]:
+    """Process ids of what a script has started and is not gone, in order."""
+    if process.poll() is not None:
+        return []
     listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(pid) for pid in listed if "mmrec_jax.main" in Path(f"/proc/{pid}/cmdline").read_text()]
-
-
-def wait_for_a_checkpoint(process, workdir):
-    while process.poll() is None and not list(workdir.glob("checkpoints/step_*[0-9]")):
-        time.sleep(0.01)
-    time.sleep(random.uniform(0, 0.3))
+    return [int(pid) for pid in listed if "recorded" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
 @pytest.fixture(scope="module")
-def alone(shop, trained, tmp_path_factory):
-    """The run in one process."""
-    workdir = tmp_path_factory.mktemp("alone") / "shop"
-    process = start(shop, workdir, trained / "store", 1)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    return workdir
+def alone(shop, tmp_path_factory) -> Runs:
+    """The run in one process, left alone."""
+    runs = Runs(shop, tmp_path_factory.mktemp("alone") / "shop")
+    code, _, said = runs.start(1)
+    assert code == 0, said
+    return runs
 
 
-def check_equal(workdir, alone):
-    """The same steps, each taken once, to the same parameters and metrics."""
-    here, there = (load_params(folder, "last") for folder in (workdir, alone))
+def check_equal(runs: Runs, alone: Runs):
+    """The same steps to the same parameters and metrics."""
+    here, there = (load_params(part.workdir, "last") for part in (runs, alone))
     progress = here[1]["progress"]
-    assert progress["step"] == progress["stream"]["step"] == 6 * progress["batches_per_epoch"]
-    assert [entry["epoch"] for entry in progress["history"]] == [1, 2, 3, 4, 5, 6]
+    assert progress["step"] == progress["stream"]["step"] == EPOCHS * progress["batches_per_epoch"]
+    assert [entry["epoch"] for entry in progress["history"]] == list(range(1, EPOCHS + 1))
     expected = named_leaves(there[0])
     for name, leaf in named_leaves(here[0]).items():
         # Sums over devices are in another order; Adam divides small differences of small gradients by small numbers.
         np.testing.assert_allclose(leaf, expected[name], rtol=2e-3, atol=2e-5, err_msg=name)
-    rows = [(folder / "metrics.csv").read_text().splitlines() for folder in (workdir, alone)]
+    rows = [(part.workdir / "metrics.csv").read_text().splitlines() for part in (runs, alone)]
     assert [row.rsplit(",", 1)[0] for row in rows[0]] == [row.rsplit(",", 1)[0] for row in rows[1]]
     values = [[float(row.rsplit(",", 1)[1]) for row in part[1:] if ",train" in row] for part in rows]
     np.testing.assert_allclose(*values, rtol=1e-4)
     results = [
-        json.loads((folder / "results.json").read_text())["models"]["shop"]["test"] for folder in (workdir, alone)
+        json.loads((part.workdir / "results.json").read_text())["models"]["shop"]["test"] for part in (runs, alone)
     ]
     assert results[0]["examples"] == results[1]["examples"]
     assert results[0]["metrics"] == pytest.approx(results[1]["metrics"], abs=1e-6)
 
 
+def check_trained(runs: Runs, alone: Runs):
+    """What was trained, by the users that were on the processes' devices: each once in an epoch, in the same steps."""
+    steps = trained(runs.attempts)
+    per_epoch = load_params(alone.workdir, "last")[1]["progress"]["batches_per_epoch"]
+    assert sorted(steps) == list(range(EPOCHS * per_epoch))
+    everyone = trained(alone.attempts)
+    for epoch in range(EPOCHS):
+        users = [u for step in range(epoch * per_epoch, (epoch + 1) * per_epoch) for u in steps[step].values()]
+        real = [user for user in users if user >= 0]
+        assert len(users) == per_epoch * BATCH
+        assert sorted(real) == sorted(set(real)) == list(range(40))
+    assert steps == everyone
+
+
+def go_on(runs: Runs, count: int, end: str) -> None:
+    """Starts processes that go on from the last checkpoint, and ends them in the middle."""
+    saved = max(runs.steps(), default=0)
+    code, _, said = runs.start(count, end)
+    attempt = runs.attempts[-1]
+    assert attempt.first == saved
+    if end == TOLD:
+        assert code == 75, said
+        # Ended after the same step by all, which is saved: nothing that was trained is lost.
+        assert f"ended after step {attempt.last + 1}, which is saved" in said
+        assert max(runs.steps()) == attempt.last + 1
+        return
+    assert code == 137, said
+    assert max(runs.steps()) > saved
+    logs = {index: (runs.logs / f"process_{index}.log").read_text() for index in range(1, count)} | {0: said}
+    for index in logs.keys() - {runs.victim}:
+        assert f"process {runs.victim} (" in logs[index]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "again"), [(2, 2)])
-def test_a_process_that_is_killed_ends_all_and_the_run_goes_on_in_another_number(
-    shop, trained, alone, tmp_path, count, again
-):
-    workdir = tmp_path / "shop"
-    process = start(shop, workdir, trained / "store", count)
-    wait_for_a_checkpoint(process, workdir)
-    victim = random.randrange(count)
-    pids = children(process)
-    if victim < len(pids):
-        os.kill(pids[victim], signal.SIGKILL)
-    _, said = process.communicate(timeout=90)
-    if victim and process.returncode == 137:
-        assert f"process {victim} (" in said
-    process = start(shop, workdir, trained / "store", again)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    check_equal(workdir, alone)
+def test_killed_told_to_end_and_started_in_other_numbers_a_run_trains_each_user_once_an_epoch(shop, alone, tmp_path):
+    runs = Runs(shop, tmp_path / "shop", alone.workdir / "store")
+    go_on(runs, 2, KILLED)
+    go_on(runs, 4, TOLD)
+    code, _, said = runs.start(1)
+    assert code == 0, said
+    check_trained(runs, alone)
+    check_equal(runs, alone)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", range(4))
+def test_any_sequence_of_ends_and_numbers_of_processes_is_the_same_run(shop, alone, tmp_path, number):
+    runs = Runs(shop, tmp_path / "shop", alone.workdir / "store")
+    plan = [(random.choice((1, 2, 4)), random.choice((KILLED, TOLD))) for _ in range(3)]
+    for count, end in plan:
+        go_on(runs, count, end)
+    last = (2, 4)[number % 2]
+    code, out, said = runs.start(last)
+    assert code == 0, (plan, said)
+    assert "NDCG" in out
+    for index in range(1, last):
+        assert "NDCG" not in (runs.logs / f"process_{index}.log").read_text()
+    check_trained(runs, alone)
+    check_equal(runs, alone)

@@ -1,4 +1,4 @@
-"""One process of a run over several: some steps and an evaluation, printed as JSON.
+"""One process of a run over several: what it did and measured, printed as JSON.
 
 python -m tests.parallel.worker SHOP WORKDIR PORT PROCESSES PROCESS
 """
@@ -7,18 +7,74 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import jax
 
-from tests.parallel.runs import measured, shop_run
+from mmrec_jax.errors import ConfigError
+from mmrec_jax.live.inputs import RawInputs
+from mmrec_jax.store import loading
+from mmrec_jax.training.processes import first_alone
+from tests.parallel.runs import LORA, encoded, live_run, measured, shop_run
+
+
+class Recorded:
+    """An array of a store, which notes the rows that are read of it."""
+
+    def __init__(self, array, rows: set[int]):
+        self._array, self._rows = array, rows
+
+    def __getattr__(self, name):
+        return getattr(self._array, name)
+
+    def __getitem__(self, part: slice):
+        self._rows.update(range(part.start, part.stop))
+        return self._array[part]
+
+
+@contextmanager
+def rows_read(rows: set[int]):
+    """Notes the rows of the store that are read."""
+    open_array = loading.open_array
+    with mock.patch.object(loading, "open_array", lambda *names: Recorded(open_array(*names), rows)):
+        yield
+
+
+@contextmanager
+def inputs_read(rows: set[int]):
+    """Notes the catalogue rows whose raw inputs are read."""
+    take = RawInputs.__getitem__
+    with mock.patch.object(RawInputs, "__getitem__", lambda self, row: rows.add(int(row)) or take(self, row)):
+        yield
+
+
+def mistaken() -> str:
+    """What a caller makes of a mistake that the first process alone can make."""
+
+    def make() -> str:
+        if jax.process_index() == 0:
+            raise ConfigError("of the first\nalone")
+        return "made"
+
+    try:
+        return first_alone(make, "a mistake")
+    except ConfigError as error:
+        return f"handled: {error}"
 
 
 def main(shop: str, workdir: str, port: str, processes: str, process: str) -> None:
     jax.distributed.initialize(f"127.0.0.1:{port}", int(processes), int(process))
     assert len(jax.devices()) == 8
     assert len(jax.local_devices()) == 8 // int(processes)
-    print(json.dumps(measured(shop_run(Path(shop), Path(workdir), (8, 1, 1)))))
+    stored, encoded_rows = set[int](), set[int]()
+    found = {"mistake": [mistaken(), first_alone(lambda: "made", "no mistake")]}
+    with rows_read(stored):
+        found |= measured(shop_run(Path(shop), Path(workdir), (8, 1, 1)))
+    with inputs_read(encoded_rows):
+        found["live"] = encoded(live_run(Path(shop), Path(workdir) / "live", (8, 1, 1), **LORA))
+    print(json.dumps(found | {"stored": sorted(stored), "encoded": sorted(encoded_rows)}))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
@@ -14,6 +16,7 @@ FLAGS = (
     "--config.show_users=0",
     "--config.evaluation.bootstrap=0",
     "--config.user.dropout=0.3",
+    "--config.model.add_ids=True",  # a table whose rows no mesh here divides
 )
 
 
@@ -47,6 +50,17 @@ def test_a_run_goes_on_with_another_number_of_devices(shop, one, tmp_path, cli):
         code, out, err = cli(argv)
         assert code == 0, out + err
     same(workdir, one)
+    # And it is used in one process of any number of devices, like one of a single device.
+    listed = []
+    for folder in (workdir, one):
+        out = tmp_path / f"{folder.parent.name}.json"
+        code, _, err = cli(["", "--mode=recommend", f"--workdir={folder}", "--users=u01,u02", f"--out={out}"])
+        assert code == 0, err
+        listed.append(pl.read_json(out))
+    assert_frame_equal(*listed, rel_tol=1e-4)  # scores of the float32 parameters above
+    code, _, err = cli(["", "--mode=ab", f"--a={workdir}", f"--b={one}", f"--workdir={tmp_path / 'ab'}"])
+    assert code == 0, err
+    assert json.loads((tmp_path / "ab" / "ab.json").read_text())["wins"]["equal"] == 1
 
 
 def test_a_batch_that_cannot_be_split_is_refused_with_the_remedy(shop, tmp_path, cli):

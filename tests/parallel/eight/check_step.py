@@ -15,6 +15,7 @@ from mmrec_jax.objectives import softmax_loss
 from mmrec_jax.parallel import ParallelConfig, make_mesh
 from mmrec_jax.sharded_softmax import row_losses
 from mmrec_jax.shards import Shards
+from mmrec_jax.share import WHOLE
 from mmrec_jax.store.table import StateTable
 from tests.parallel.runs import MESHES, ONE, shop_run, take_steps
 
@@ -45,6 +46,21 @@ def test_loss_gradients_and_metrics_agree_in_every_shape_of_the_mesh(shop, workd
 def test_sampled_negatives_agree(shop, workdir):
     values = {"objective__kind": "gbce", "objective__negatives": 5, "user__kind": "gru"}
     compare(shop, workdir, [(4, 2, 1)], **SMALL, **values)
+
+
+def test_a_table_of_ids_is_split_by_rows_whatever_their_number(shop, workdir):
+    values = {**SMALL, "model__add_ids": True}
+    run = shop_run(shop, workdir, (4, 2, 1), **values)
+    rows = run.data.num_items + 1
+    assert rows % 8
+    fresh = run.fresh(jax.random.key(0))
+    placed = run.placement.state({"params": fresh, "mu": fresh})
+    for tree in placed.values():
+        table = tree["items"]["ids"]["embedding"]
+        assert table.shape[0] == run.shards.filled(rows)
+        assert {shard.data.shape[0] for shard in table.addressable_shards} == {table.shape[0] // 8}
+    jax.tree.map(np.testing.assert_array_equal, run.placement.readable(placed)["params"], fresh)
+    compare(shop, workdir, [(4, 2, 1)], **values)
 
 
 def test_full_softmax_agrees(shop, workdir):
@@ -100,7 +116,7 @@ def test_local_negatives_are_those_of_the_users_on_the_same_device(shop, workdir
 
     rows = stream._chosen(0).reshape(4, -1)
     parts = [
-        loss(stream._assemble(part, (48, 64)))
+        loss(stream._assemble(stream.rows.chosen(part), (48, 64), WHOLE))
         for part in rows  # padded up to a whole batch each, of which padding is no part
     ]
     expected = sum(float(mean) * int(steps) for mean, steps in parts) / sum(int(steps) for _, steps in parts)
