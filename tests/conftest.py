@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 # The time of these tests is that of compiling small programs. XLA makes them here without its optimisations, without its
-# fusion emitters and in one piece, in a third of the time: the operations are the same, rounding may differ in the last
-# bits. For programs as they are elsewhere: JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= pytest. (Set before JAX starts.)
+# fusion emitters and each in one piece, in a third of the time: the operations are the same, rounding may differ in the
+# last bits. For programs as they are elsewhere: JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= pytest. (Set before JAX
+# starts.)
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-FASTER = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-os.environ.setdefault("XLA_FLAGS", FASTER)
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
 
 from tests.tiny_run import cli, compiled, shop, trained  # noqa: F401 - fixtures of all folders
 
