@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-# The time of these tests is that of compiling small programs. XLA makes them here without its optimisations, without its
-# fusion emitters and each in one piece, in a third of the time: the operations are the same, rounding may differ in the
-# last bits. For programs as they are elsewhere: JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= pytest. (Set before JAX
+# The time of these tests is that of compiling small programs. XLA makes them here without its optimisations, without
+# its fusion emitters and each in one piece, in a third of the time: the operations are the same, rounding may differ in
+# the last bits. For programs as they are elsewhere: JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= pytest. (Set before JAX
 # starts.)
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
