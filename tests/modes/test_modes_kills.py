@@ -75,9 +75,9 @@ def test_a_run_that_is_told_to_end_saves_at_the_next_step_and_the_same_command_g
     told, undisturbed = tmp_path / "told", tmp_path / "undisturbed"
     flags = (
         f"--config.store={trained / 'store'}",
-        "--config.training.epochs=40",
+        "--config.training.epochs=25",
         "--config.training.patience=0",
-        "--config.training.eval_from=40",
+        "--config.training.eval_from=25",
         "--config.training.batch_size=4",
         "--config.training.learning_curve=False",
         "--config.baselines=()",
