@@ -21,15 +21,20 @@ from tests.tiny_run import cli, compiled, shop, trained  # noqa: F401 - fixtures
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = (
     "parallel/test_sharded.py",
+    "modes/test_modes_kills.py",
+    "modes/test_configs.py",
     "parallel/test_processes.py",
+    "training/test_training_loop.py",
+    "streaming/test_strategies.py",
+    "modes/test_four_modalities.py",
     "parallel/test_sharded_processes.py",
     "parallel/test_watch.py",
-    "modes/test_modes_kills.py",
     "training/test_training_kills.py",
     "streaming/test_watch.py",
     "streaming/test_service.py",
+    "streaming/test_stream_command.py",
 )
-"""Files whose few tests take the longest: they begin the run, so that no worker is left alone with one at its end."""
+"""Files that take the longest: they begin the run, so that no worker is left alone with one at its end."""
 MUCH = 3 * 2**29
 """Bytes of memory with which a worker forgets its programs, at the end of a file."""
 
