@@ -1,11 +1,11 @@
 """What one of several processes makes of a batch and holds of a store, beside what a process that is alone does.
 
-    python bench/hosts.py [--items 2000000] [--batch 8192]
+    python bench/hosts.py [--items 500000] [--batch 8192]
 
 Batches: milliseconds of the host for a batch of ids (users of up to 11 events, popular items more often) over 256
 devices, whole and for the devices of 4 and of 64 processes; and for images of 224 x 224 of 256 items, 8 devices, whole
-and a half. Store: two int8 layers of 64 values an item, read by one process and by two, with the memory that this takes
-each at its peak. Prints a JSON line each.
+and a half. Store: two int8 layers of 256 values an item, read by one process and by two, with the memory that this
+takes each at its peak. Prints a JSON line each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-WIDTH, LAYERS, EVENTS = 64, 2, 11
+WIDTH, LAYERS, EVENTS = 256, 2, 11
 
 
 def batch_milliseconds(items: int, batch: int, own: tuple[int, ...] | None) -> float:
@@ -77,8 +77,8 @@ def write_store(folder: Path, items: int) -> None:
     store = HiddenStateStore.create(folder, [str(item) for item in range(items)])
     store.add_modality("words", ModalityInfo(WIDTH, tuple(range(LAYERS)), "mean", "int8", {"depth": LAYERS}))
     rng = np.random.default_rng(0)
-    for start in range(0, items, 100_000):
-        rows = np.arange(start, min(start + 100_000, items))
+    for start in range(0, items, 50_000):
+        rows = np.arange(start, min(start + 50_000, items))
         states = rng.standard_normal((len(rows), LAYERS, WIDTH), np.float32)
         store.write("words", rows, states, np.full(len(rows), PRESENT, np.uint8))
 
@@ -137,6 +137,6 @@ def main(items: int, batch: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=int, default=2_000_000)
+    parser.add_argument("--items", type=int, default=500_000)
     parser.add_argument("--batch", type=int, default=8192)
     main(**vars(parser.parse_args()))

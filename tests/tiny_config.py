@@ -1,6 +1,6 @@
 """The config of a run over the small shop of `tests/tiny_dataset.py`.
 
-The argument is the folder that the shop lies in; `FOLDER,words` takes the texts only.
+The argument is the folder that the shop lies in; `FOLDER,words` takes the texts only, `FOLDER,ids` a table of ids.
 """
 
 from pathlib import Path
@@ -13,10 +13,17 @@ def get_config(argument: str):
     folder, _, only = argument.partition(",")
     config = base("shop")
     config.data.source = str(Path(folder) / "data")
-    config.modalities.words = modality(
-        kind="text", backbone=str(Path(folder) / "bert"), template="{title}. {about}", layers=(0, 2, 3), max_tokens=16
-    )
-    if only != "words":
+    if only == "ids":
+        config.model.system = "sasrec"
+    else:
+        config.modalities.words = modality(
+            kind="text",
+            backbone=str(Path(folder) / "bert"),
+            template="{title}. {about}",
+            layers=(0, 2, 3),
+            max_tokens=16,
+        )
+    if not only:
         config.modalities.picture = modality(
             kind="image", backbone=str(Path(folder) / "vit"), column="picture", layers=(0, 2), pooling="cls"
         )

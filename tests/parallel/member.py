@@ -1,15 +1,15 @@
-"""A process of a small run: meets the others, takes steps with a collective in each, and parts from them.
-
-python member.py COUNT INDEX PORT TIMEOUT STEPS [MISHAP]
-"""
+"""A process of a small run: meets the others, takes steps with a collective in each, and parts from them."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 import threading
 import time
+import traceback
+from typing import Any
 
 from mmrec_jax.errors import ConfigError, HostError, Preempted
 from mmrec_jax.parallel.environment import from_flags
@@ -17,7 +17,16 @@ from mmrec_jax.parallel.preemption import REQUEST
 from mmrec_jax.parallel.start import joined
 
 
-def main(count: int, index: int, port: str, timeout: float, steps: int, mishap: str = "") -> int:
+def main(count: int, index: int, port: int, timeout: float, steps: int, mishap: str = "") -> int:
+    """Takes so many steps unless something comes between: the exit code, as that of the command line.
+
+    Args:
+        count, index: of the processes.
+        port: of the first one.
+        timeout: see `parallel.start.joined`.
+        steps: to take.
+        mishap: what happens to this process: "flags" (other ones than the others'), "mistake", "hang".
+    """
     apart, taken = threading.Event(), 0
     group = from_flags(f"127.0.0.1:{port}", count, index)
     argv = ["member", "--flag=other" if mishap == "flags" else "--flag=same"]
@@ -56,12 +65,22 @@ def main(count: int, index: int, port: str, timeout: float, steps: int, mishap: 
         print(f"HostError: {error}", file=sys.stderr)
         code = 69
     print(f"taken {taken}", flush=True)
-    sys.stderr.flush()
-    if apart.is_set():
-        os._exit(code)
+    if not apart.is_set():
+        atexit._run_exitfuncs()  # JAX's own way out, which a forked process would pass over
     return code
 
 
-if __name__ == "__main__":
-    numbers = sys.argv[1:]
-    sys.exit(main(int(numbers[0]), int(numbers[1]), numbers[2], float(numbers[3]), int(numbers[4]), *numbers[5:]))
+def run(said: tuple[str, str], *arguments: Any) -> None:
+    """A forked process: writes to two files what it says on standard output and error, and ends."""
+    for number, path in enumerate(said, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    os.environ["XLA_FLAGS"] = ""
+    code = 1
+    try:
+        code = main(*arguments)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

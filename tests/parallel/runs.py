@@ -19,6 +19,7 @@ from mmrec_jax.training.step import TrainStep, fetch_window
 from mmrec_jax.training.trees import host_copy, named_leaves
 from tests.tiny_config import get_config
 
+SMALL = {"training__epochs": 2, "modalities__words__layers": (0, 2)}
 LORA = {"kind": "lora", "rank": 2, "dropout": 0.0, "chunk": 2}
 ONE, MESHES = (1, 1, 1), ((8, 1, 1), (4, 2, 1), (2, 2, 2))
 

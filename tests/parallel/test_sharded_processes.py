@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.parallel.runs import LORA, ONE, encoded, live_run, measured, shop_run
+from tests.parallel.runs import LORA, ONE, SMALL, encoded, live_run, measured, shop_run, take_steps
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FLAGS = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"  # beside those of the tests' conftest.py
 
 
 def test_two_processes_of_four_devices_agree_with_one_device(shop, tmp_path):
-    one = shop_run(shop, tmp_path, ONE)
+    one = shop_run(shop, tmp_path, ONE, **SMALL)
     expected = measured(one)  # also fills the store and the prepared data
     live = live_run(shop, tmp_path / "live", ONE, **LORA)
-    expected_live = encoded(live)
+    expected_live, expected_steps = encoded(live), take_steps(live, 1).metrics
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -47,6 +47,8 @@ def test_two_processes_of_four_devices_agree_with_one_device(shop, tmp_path):
         assert sorted(found["users"]) == list(range(40))
         assert found["ranks"] == expected["ranks"]
         assert found["live"] == pytest.approx(expected_live, rel=1e-5)
+        for alone, many in zip(expected_steps, found["live_steps"], strict=True):
+            assert many == pytest.approx(alone, rel=1e-5)
         assert found["mistake"] == ["handled: of the first\nalone", "made"]
     # The store's rows are those of the catalogue without the padding row; each process has one half of the catalogue.
     rows, half = one.data.num_items + 1, 4 * -(-(one.data.num_items + 1) // 8)
@@ -55,3 +57,7 @@ def test_two_processes_of_four_devices_agree_with_one_device(shop, tmp_path):
     present = set(np.flatnonzero(live.live_catalogue.inputs["words"].present).tolist())
     assert set(results[0]["encoded"]) == {row for row in present if row < half}
     assert set(results[1]["encoded"]) == {row for row in present if row >= half}
+    # Of the items of one batch, whose texts fill a row or two, each is read by one process.
+    stepped = [set(found["stepped"]) for found in results]
+    assert not stepped[0] & stepped[1]
+    assert len(stepped[0] | stepped[1]) > len(present) // 2

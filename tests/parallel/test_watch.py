@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import random
 import re
 import socket
-import subprocess
-import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
+
+from tests.parallel import member
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOST, PREEMPTED = 69, 75
@@ -30,36 +31,53 @@ def free_port():
             return port
 
 
+# Forked from a process that has imported what they need, which takes most of the time of a fresh one.
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["jax.experimental.multihost_utils", "mmrec_jax.parallel.start"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment():
+    """Of the process that they are forked from, which is started with the first of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
 class Members:
     """Processes of `member.py`."""
 
     def __init__(self, count, *, timeout=20.0, steps=100_000, mishaps=None, missing=()):
-        port = free_port()
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "OMP_NUM_THREADS": "1"}
-        program, mishaps = str(ROOT / "tests" / "parallel" / "member.py"), mishaps or {}
-        self.processes = {
-            index: subprocess.Popen(
-                [sys.executable, program]
-                + [str(value) for value in (count, index, port, timeout, steps, mishaps.get(index, ""))],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for index in range(count)
-            if index not in missing
-        }
+        port, mishaps = free_port(), mishaps or {}
+        self._folder = tempfile.TemporaryDirectory()
+        self.processes = {}
+        for index in range(count):
+            if index not in missing:
+                arguments = (self._said(index), count, index, port, timeout, steps, mishaps.get(index, ""))
+                self.processes[index] = FORKED.Process(target=member.run, args=arguments, daemon=True)
+                self.processes[index].start()
+
+    def _said(self, index):
+        return tuple(f"{self._folder.name}/{index}.{kind}" for kind in ("out", "err"))
+
+    def said(self, index):
+        """Standard output and error of a process."""
+        return tuple(Path(name).read_text() if Path(name).exists() else "" for name in self._said(index))
 
     def wait_until_stepping(self):
-        for process in self.processes.values():
-            for line in process.stdout:
-                if line.startswith("stepping"):
-                    break
+        for index, process in self.processes.items():
+            while process.is_alive() and "stepping" not in self.said(index)[0]:
+                time.sleep(0.01)
 
-    def ends(self, timeout=40):
-        """Exit code, standard output and standard error of each."""
-        said = {index: process.communicate(timeout=timeout) for index, process in self.processes.items()}
-        return {index: (self.processes[index].returncode, *said[index]) for index in said}
+    def end(self, index, timeout=40):
+        """Exit code, standard output and standard error of a process."""
+        self.processes[index].join(timeout)
+        return self.processes[index].exitcode, *self.said(index)
+
+    def ends(self):
+        """The same of each."""
+        return {index: self.end(index) for index in self.processes}
 
     def __enter__(self):
         return self
@@ -67,7 +85,8 @@ class Members:
     def __exit__(self, *_):
         for process in self.processes.values():
             process.kill()
-            process.communicate()
+            process.join()
+        self._folder.cleanup()
 
 
 def test_processes_that_finish_part_in_peace():
@@ -98,9 +117,9 @@ def test_a_process_that_hangs_is_named_within_the_timeout():
     with Members(2, timeout=3.0, mishaps={1: "hang"}) as members:
         members.wait_until_stepping()
         since = time.monotonic()
-        _, said = members.processes[0].communicate(timeout=30)
+        code, _, said = members.end(0, timeout=30)
         took = time.monotonic() - since
-    assert members.processes[0].returncode == LOST
+    assert code == LOST
     assert re.search(r"process 1 \(.*\) has been silent for 3 s", said)
     assert took < 12
 

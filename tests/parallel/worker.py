@@ -17,7 +17,7 @@ from mmrec_jax.errors import ConfigError
 from mmrec_jax.live.inputs import RawInputs
 from mmrec_jax.store import loading
 from mmrec_jax.training.processes import first_alone
-from tests.parallel.runs import LORA, encoded, live_run, measured, shop_run
+from tests.parallel.runs import LORA, SMALL, encoded, live_run, measured, shop_run, take_steps
 
 
 class Recorded:
@@ -71,10 +71,13 @@ def main(shop: str, workdir: str, port: str, processes: str, process: str) -> No
     stored, encoded_rows = set[int](), set[int]()
     found = {"mistake": [mistaken(), first_alone(lambda: "made", "no mistake")]}
     with rows_read(stored):
-        found |= measured(shop_run(Path(shop), Path(workdir), (8, 1, 1)))
+        found |= measured(shop_run(Path(shop), Path(workdir), (8, 1, 1), **SMALL))
+    live = live_run(Path(shop), Path(workdir) / "live", (8, 1, 1), **LORA)
     with inputs_read(encoded_rows):
-        found["live"] = encoded(live_run(Path(shop), Path(workdir) / "live", (8, 1, 1), **LORA))
-    print(json.dumps(found | {"stored": sorted(stored), "encoded": sorted(encoded_rows)}))
+        found["live"] = encoded(live)
+    with inputs_read(stepped := set[int]()):
+        found["live_steps"] = take_steps(live, 1).metrics
+    print(json.dumps(found | {"stored": sorted(stored), "encoded": sorted(encoded_rows), "stepped": sorted(stepped)}))
 
 
 if __name__ == "__main__":

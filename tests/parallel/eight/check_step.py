@@ -17,11 +17,10 @@ from mmrec_jax.sharded_softmax import row_losses
 from mmrec_jax.shards import Shards
 from mmrec_jax.share import WHOLE
 from mmrec_jax.store.table import StateTable
-from tests.parallel.runs import MESHES, ONE, shop_run, take_steps
+from tests.parallel.runs import MESHES, ONE, SMALL, shop_run, take_steps
 
 # The bound: sums are made in another order, in float32.
 RELATIVE = 1e-5
-SMALL = {"training__epochs": 2, "modalities__words__layers": (0, 2)}
 
 
 @functools.cache
