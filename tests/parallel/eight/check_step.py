@@ -44,7 +44,7 @@ def test_loss_gradients_and_metrics_agree_in_every_shape_of_the_mesh(shop, workd
 
 def test_sampled_negatives_agree(shop, workdir):
     values = {"objective__kind": "gbce", "objective__negatives": 5, "user__kind": "gru"}
-    compare(shop, workdir, [(4, 2, 1)], **SMALL, **values)
+    compare(f"{shop},words", workdir, [(4, 2, 1)], **SMALL, **values)
 
 
 def test_a_table_of_ids_is_split_by_rows_whatever_their_number(shop, workdir):
@@ -63,7 +63,7 @@ def test_a_table_of_ids_is_split_by_rows_whatever_their_number(shop, workdir):
 
 
 def test_full_softmax_agrees(shop, workdir):
-    compare(shop, workdir, [(2, 2, 2)], **SMALL, objective__kind="full_softmax")
+    compare(f"{shop},words", workdir, [(2, 2, 2)], **SMALL, objective__kind="full_softmax")
 
 
 @pytest.mark.parametrize("sizes", MESHES)
