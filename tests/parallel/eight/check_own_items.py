@@ -17,11 +17,6 @@ from tests.parallel.eight.check_step import SMALL, compare
 from tests.parallel.runs import MESHES, shop_run
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
-
-
 def test_loss_gradients_and_metrics_agree_in_every_shape_of_the_mesh(shop, workdir):
     compare(shop, workdir, MESHES, **SMALL, parallel__encode="own")
 
