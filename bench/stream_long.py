@@ -129,6 +129,7 @@ def main(argv: list[str]) -> None:
     from mmrec_jax.modes.versions import publish
     from mmrec_jax.modes.workdir import keep_config
     from mmrec_jax.store.store import HiddenStateStore
+    from mmrec_jax.streaming import stores
     from mmrec_jax.streaming.learner import Learner
     from mmrec_jax.streaming.service import Service
 
@@ -138,7 +139,7 @@ def main(argv: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = settings(FLAGS.system)
     keep_config(config, workdir)
-    run, store = Run(config, workdir, terminal()), str(workdir / "store")
+    run, store = Run(config, workdir, terminal()), str(stores.begin(workdir))
     wanted = {name: part.layers for name, part in config.cached.items()}
 
     def learner(fingerprint: str, capacity: int) -> Learner:
@@ -165,7 +166,7 @@ def main(argv: list[str]) -> None:
                 "seconds": seconds,
                 "memory": resident_bytes() / 2**20,
                 "disk": disk_bytes(workdir) / 2**20,
-                "store": disk_bytes(workdir / "store") / 2**20,
+                "store": disk_bytes(workdir / "stores") / 2**20,
                 "rows": learned.capacity,
                 "items": learned.memory.num_items,
                 "users": learned.memory.num_users,
@@ -185,8 +186,8 @@ def main(argv: list[str]) -> None:
                 flush=True,
             )
 
-    def put_in_service(version, params, reason, documents) -> None:
-        publish(config, workdir, version, params, reason, documents)
+    def put_in_service(version, params, reason, documents, after):
+        return publish(config, workdir, version, params, reason, documents, after)
 
     service = Service(
         config, workdir, folder, intake_of(config, store), learner, put_in_service, note, lambda line: None

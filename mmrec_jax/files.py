@@ -7,10 +7,12 @@ from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file all at once: whoever is killed while writing leaves the old one, or none."""
+    """Writes a file all at once: whoever is killed while writing, or loses power, leaves the old one, or none."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_text(text, encoding="utf-8")
+    sync(unfinished)
     unfinished.replace(path)
+    sync(path.parent)
 
 
 def sync(path: Path) -> None:
@@ -20,3 +22,12 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_all(folder: Path) -> None:
+    """Waits until a folder is on the disk with all that it holds, so that a name given to it after that never leads to
+    less. Links are not followed."""
+    for path in sorted(folder.rglob("*")):
+        if not path.is_symlink():
+            sync(path)
+    sync(folder)

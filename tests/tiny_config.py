@@ -16,6 +16,7 @@ def get_config(argument: str):
     if only == "ids":
         config.model.system = "sasrec"
     else:
+        config.model.bottleneck = 4
         config.modalities.words = modality(
             kind="text",
             backbone=str(Path(folder) / "bert"),
@@ -29,7 +30,6 @@ def get_config(argument: str):
         )
     config.extraction.progress = False
     config.model.width = 8
-    config.model.bottleneck = 4
     config.model.length = 6
     config.user.blocks = 1
     config.training.epochs = 3

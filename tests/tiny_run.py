@@ -55,9 +55,11 @@ def kept_programs(compiled: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compiled(tmp_path_factory) -> Iterator[Path]:
-    """The folder of compiled programs, which all tests of a worker share."""
-    folder = tmp_path_factory.mktemp("programs")
+def compiled(request, tmp_path_factory) -> Iterator[Path]:
+    """The folder of compiled programs, which all workers share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if hasattr(request.config, "workerinput") else base) / "programs"
+    folder.mkdir(exist_ok=True)
     with kept_programs(folder):
         yield folder
 

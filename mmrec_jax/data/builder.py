@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,15 +36,10 @@ class UserHistories(tfds.core.GeneratorBasedBuilder):
         super().__init__(file_format="array_record", **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = {
-            "first_user": tfds.features.Scalar(np.int64),
-            "lengths": tfds.features.Tensor(shape=(None,), dtype=np.int32),
-            "items": tfds.features.Tensor(shape=(None,), dtype=np.int32),
-        }
         return tfds.core.DatasetInfo(
             builder=self,
             description="Item rows of each user's events in time order, in blocks of users.",
-            features=tfds.features.FeaturesDict(features),
+            features=_features(),
             disable_shuffling=True,
         )
 
@@ -61,6 +57,18 @@ class UserHistories(tfds.core.GeneratorBasedBuilder):
                     "items": histories.values[offsets[0] : offsets[-1]],
                 },
             )
+
+
+@functools.cache
+def _features() -> tfds.features.FeaturesDict:
+    """The same ones for all builders: tfds keeps what it derives of each for ever."""
+    return tfds.features.FeaturesDict(
+        {
+            "first_user": tfds.features.Scalar(np.int64),
+            "lengths": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+            "items": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+        }
+    )
 
 
 def write_histories(directory: Path, histories: dict[str, Ragged]) -> None:

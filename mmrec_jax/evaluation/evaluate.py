@@ -184,7 +184,7 @@ def _rank(
             "evaluate it on the data it was trained on, or add the new items first"
         )
     k = max(config.ks) if config.lists else 0
-    statistics = ListStatistics(popularity, k)
+    statistics = ListStatistics(popularity, k, candidates)
     seen: Ragged | None = examples.histories if config.mask_history else None
     blocks = ranked_blocks(
         lambda users: scorer.user_vectors(examples.inputs(users, length)),

@@ -26,7 +26,8 @@ def publish(
     params: Params,
     reason: str,
     documents: Mapping[str, Any] | None = None,
-) -> Change:
+    after: int | None = None,
+) -> Change | None:
     """Makes parameters a version of a stream's workdir, and puts it in service.
 
     The version reads the stream's own data and store, by links relative to it, so that the workdir may be moved.
@@ -38,6 +39,10 @@ def publish(
         params: of the model.
         reason: why it is promoted.
         documents: further JSON documents of the version, by file name.
+        after: number of the change that the promotion was decided on, see `Versions.promote`.
+
+    Returns:
+        The change; None where a roll-back came meanwhile, which stays.
     """
     from mmrec_jax.data.layouts import STREAMED
     from mmrec_jax.streaming import served
@@ -58,6 +63,7 @@ def publish(
         reason=reason,
         documents={**(documents or {}), CONFIG_FILE: to_json(config)},
         links=links,
+        after=after,
     )
 
 

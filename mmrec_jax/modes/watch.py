@@ -14,6 +14,7 @@ from mmrec_jax.modes.versions import publish
 
 if TYPE_CHECKING:
     from mmrec_jax.streaming.learner import Learner
+    from mmrec_jax.streaming.versions import Change
     from mmrec_jax.types import Params
 
 
@@ -27,6 +28,7 @@ def watch(run: Run, directory: str) -> dict[str, Any]:
         BadWindow: a window cannot be used, and `service.on_bad_window` is `stop`.
         ConfigError: the config can take in no windows.
     """
+    from mmrec_jax.streaming import stores
     from mmrec_jax.streaming.intake import Intake
     from mmrec_jax.streaming.service import Service
     from mmrec_jax.training.lock import only_training_in
@@ -34,14 +36,16 @@ def watch(run: Run, directory: str) -> dict[str, Any]:
     config, workdir = run.config, run.workdir
     if config.methods:
         raise ConfigError("methods is not read by --mode=stream, which trains on stored states from the first on.")
-    store = config.store or str(workdir / "store")
+    store = config.store or str(workdir / stores.CURRENT)
     intake = Intake(config.data, config.cached, config.extraction, store, config.service.on_bad_window == "skip")
 
     def learner(fingerprint: str, capacity: int) -> Learner:
         return _learner(run, store, fingerprint, capacity)
 
-    def put_in_service(version: int, params: Params, reason: str, documents: Mapping[str, Any]) -> None:
-        publish(config, workdir, version, params, reason, documents)
+    def put_in_service(
+        version: int, params: Params, reason: str, documents: Mapping[str, Any], after: int
+    ) -> Change | None:
+        return publish(config, workdir, version, params, reason, documents, after)
 
     service = Service(
         config,
@@ -55,6 +59,8 @@ def watch(run: Run, directory: str) -> dict[str, Any]:
     )
     run.console.print(f"Watching {directory}; working in {workdir}", soft_wrap=True)
     with only_training_in(workdir, "stream"):
+        if not config.store:
+            stores.begin(workdir)
         reports = service.run()
     return write_reports(run, reports) if reports else {}
 

@@ -44,6 +44,12 @@ def key_value_store(location: str | Path) -> ts.KvStore:
         return ts.KvStore.open(url.rstrip("/") + "/", context=_CONTEXT).result()
 
 
+def without_links(location: str | Path) -> str:
+    """The location with symbolic links followed: a store that is opened by it stays the same when they are moved."""
+    text = str(location)
+    return text if "://" in text else str(Path(text).expanduser().resolve())
+
+
 def read_json(files: ts.KvStore, name: str) -> object | None:
     """A small JSON file's content, or None where there is no such file.
 
@@ -103,7 +109,8 @@ def open_array(files: ts.KvStore, name: str) -> ts.TensorStore:
 
 def chunk_rows(array: ts.TensorStore) -> int:
     """How many entries of the first axis lie in one file."""
-    return array.spec().to_json()["metadata"]["chunk_grid"]["configuration"]["chunk_shape"][0]
+    # Not from the JSON of the array's spec: what TensorStore (0.1.86) makes of that stays in memory for ever.
+    return array.chunk_layout.write_chunk_template.shape[0]
 
 
 def read_lines(files: ts.KvStore, folder: str) -> Iterator[dict]:

@@ -21,6 +21,7 @@ from mmrec_jax.store.arrays import (
     open_array,
     read_json,
     store_errors,
+    without_links,
     write_json,
 )
 from mmrec_jax.store.fingerprint import differences
@@ -74,6 +75,7 @@ class HiddenStateStore:
         Raises:
             StoreError: there is none, it is damaged, or of another format version.
         """
+        location = without_links(location)
         files = key_value_store(location)
         content, items = read_json(files, "store.json"), read_json(files, "items.json")
         if not isinstance(content, dict) or not isinstance(items, list):

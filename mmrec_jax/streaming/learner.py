@@ -11,11 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 
 from mmrec_jax import experiment
 from mmrec_jax.config import VALIDATED, RunConfig
-from mmrec_jax.data.batches import TrainingStream
 from mmrec_jax.data.prepared import Examples
 from mmrec_jax.data.rows import Rows
 from mmrec_jax.errors import ConfigError, EmptySplitError
@@ -24,6 +23,7 @@ from mmrec_jax.evaluation.evaluate import EvaluationResult, evaluate
 from mmrec_jax.objectives import log_popularity
 from mmrec_jax.parallel.preemption import REQUEST
 from mmrec_jax.streaming import examples, growth
+from mmrec_jax.streaming.batches import training_stream
 from mmrec_jax.streaming.memory import Events, Memory
 from mmrec_jax.streaming.table import PaddedTable, StatesOf
 from mmrec_jax.streaming.utilisation import with_evaluations
@@ -38,7 +38,6 @@ from mmrec_jax.training.trees import host_copy
 from mmrec_jax.types import Params
 
 USERS_A_CALL = 256
-_MULTIPLE = 16  # of the sizes of a batch
 
 
 @dataclass(frozen=True)
@@ -117,8 +116,9 @@ class Learner:
         if self._table is not None:
             self._table.add(added)
             self.capacity = self._table.capacity
-        while self.memory.num_items > self.capacity:
+        while self.memory.num_items > self.capacity:  # of systems by id, whose parameters have a row an item
             self.capacity *= 2
+            self._task = self._fresh = None
 
     def forget(self, oldest: int) -> None:
         """Forgets windows before one, and users and items that only they had; others get numbers anew, as if the stream
@@ -160,12 +160,17 @@ class Learner:
             self._task = replace(experiment.build_task(self.config, table, self.rows), validator=self._validate)
         return self._task
 
-    def fit_capacity(self, params: Params) -> None:
-        """Makes the model hold as many experts a rung as the parameters do; other shapes are compiled anew."""
+    def fitted(self, params: Params) -> Params:
+        """Makes model and parameters fit each other; other shapes are compiled anew.
+
+        The model holds as many experts a rung as the parameters do; parameters of systems by id get rows for the items
+        that came since, as fresh ones have them.
+        """
         slots = {rung.capacity for rung in growth.rungs(params).values()}
         if slots and slots != {self.config.model.capacity}:
             model = replace(self.config.model, capacity=slots.pop())
             self.config, self._task = replace(self.config, model=model), None
+        return params if self._table is not None else jax.tree.map(_with_rows, params, self.fresh())
 
     def train(self, number: int, params: Params | None) -> Trained:
         """Trains on a window as `stream.learner` says, or goes on with that training where it was interrupted.
@@ -179,7 +184,7 @@ class Learner:
         """
         start = time.perf_counter()
         params = self.fresh() if params is None else params
-        self.fit_capacity(params)
+        params = self.fitted(params)
         config, rows = self.config, self._rows(number)
         self._validation = self._validating(number)
         training = replace(
@@ -189,7 +194,7 @@ class Learner:
             learning_curve=False,
             tensorboard=False,
         )
-        stream = self._stream(rows, training.seed, f"window {number}")
+        stream, self.sizes = training_stream(rows, self.sizes, self.capacity, training, f"window {number}")
         try:
             place, frozen = self.folder(number), self._frozen(rows)
             fitted = fit(
@@ -230,13 +235,26 @@ class Learner:
 
     def scorer(self, params: Params) -> SequentialScorer:
         """Vectors of all items so far, and of users."""
-        self.fit_capacity(params)
+        params = self.fitted(params)
         return SequentialScorer(self.task, params, self._frozen(None))
 
-    def test(self, scorer: SequentialScorer, number: int) -> EvaluationResult | None:
+    def test(self, scorer: SequentialScorer, number: int, whole: bool = False) -> EvaluationResult | None:
         """The evaluation on a window that was observed and not trained on, over all items so far; None where no user of
-        the window can be tested."""
-        return self._evaluate(scorer, self._tested(self.memory.events, number), self.known)
+        the window can be tested.
+
+        Args:
+            scorer: of the model.
+            number: of the window.
+            whole: with what `evaluation.lists` and `evaluation.slices` ask for; popularity is that of the windows
+                before, so that a new item has none.
+        """
+        events = self.memory.events
+        if not whole:
+            return self._evaluate(scorer, self._tested(events, number), self.known)
+        before = events.items[events.windows < number]
+        return self._evaluate(
+            scorer, self._tested(events, number), self.known, popularity=np.bincount(before, minlength=self.rows)
+        )
 
     def held_out(self, scorer: SequentialScorer, number: int) -> EvaluationResult | None:
         """The evaluation on the part of a window that validated, over all items so far."""
@@ -289,18 +307,22 @@ class Learner:
         found: Examples,
         candidates: Bool[np.ndarray, " row"],
         ks: tuple[int, ...] = (),
+        popularity: Int64[np.ndarray, " row"] | None = None,
     ) -> EvaluationResult | None:
+        """Metrics, and only with a popularity what is asked for beside them."""
         if not len(found):
             return None
         self._make_room(found)
-        config = self.config.evaluation
-        settings = replace(config, ks=ks or config.ks, lists=False, slices=False, bootstrap=0)
+        config = replace(self.config.evaluation, bootstrap=0)
+        if popularity is None:
+            config = replace(config, ks=ks or config.ks, lists=False, slices=False)
         return evaluate(
             scorer,
             found,
-            np.zeros(self.rows, np.int64),
+            np.zeros(self.rows, np.int64) if popularity is None else popularity,
             length=self.config.model.length,
-            config=settings,
+            config=config,
+            present=None if self._table is None else self._table.present,
             candidates=candidates,
             blocks=BlockShape(USERS_A_CALL, self._pairs),
         )
@@ -326,23 +348,7 @@ class Learner:
         table = None if self._table is None else self._table.table
         return SequentialFrozen(table, jax.device_put(np.asarray(log_popularity(jnp.asarray(counts)))))
 
-    def _stream(self, rows: Rows, seed: int, fingerprint: str) -> TrainingStream:
-        settings: dict[str, Any] = {
-            "batch_size": self.config.training.batch_size,
-            "seed": seed,
-            "shard_index": 0,
-            "shard_count": 1,
-            "size_multiple": _MULTIPLE,
-        }
-        stream = TrainingStream(
-            rows, num_items=self.capacity, fingerprint=fingerprint, epochs=0, sizes=self.sizes, **settings
-        )
-        if not self.sizes:
-            # Two sizes that suit this window, and one that holds any batch of any window.
-            batch, length = self.config.training.batch_size, self.config.model.length
-            distinct, steps = min(self.capacity, batch * (length + 1)) + 1, batch * length
-            largest = -(-distinct // _MULTIPLE) * _MULTIPLE, -(-steps // _MULTIPLE) * _MULTIPLE
-            self.sizes = list(dict.fromkeys([*stream.sizes()[:2], largest]))
-            stream.close()
-            return self._stream(rows, seed, fingerprint)
-        return stream
+
+def _with_rows(old: Any, fresh: Any) -> Any:
+    """A parameter with the rows beyond its own of a fresh one."""
+    return old if len(np.shape(old)) == 0 or len(old) == len(fresh) else np.concatenate([old, fresh[len(old) :]])

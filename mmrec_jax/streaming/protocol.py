@@ -154,7 +154,7 @@ class StreamRun:
 
     def _test(self, window: Window) -> None:
         scorer = self.learner.scorer(self.params)
-        self._result = result = self.learner.test(scorer, window.number)
+        self._result = result = self.learner.test(scorer, window.number, whole=True)
         if result is None:
             self.report["test"] = {"window": window.number, "examples": 0}
             self._say(f"window {window.number}: no user to test on")
@@ -228,7 +228,7 @@ class StreamRun:
 
 def facts(result: EvaluationResult) -> dict[str, Any]:
     """An evaluation for the report: HR and NDCG over examples and, which differs where all events of a user are
-    predicted, their means over users."""
+    predicted, their means over users; what the lists of all users say and metrics of slices, where asked for."""
     ks = result.config.ks
     names = [name for name in result.metrics if name.startswith(("HR@", "NDCG@"))]
     users, place = np.unique(result.users, return_inverse=True)
@@ -238,6 +238,11 @@ def facts(result: EvaluationResult) -> dict[str, Any]:
         means = weights @ gain_table(ks)[rank_cells(result.ranks, ks)] / len(users)
         by_user = {name: value for name, value in zip(metric_names(ks), means.tolist(), strict=True) if name in names}
     values = metrics(result.ranks, ks)
+    lists = {name: value for name, value in result.metrics.items() if name not in values}
+    slices = {
+        title: {group: {name: held[name] for name in ("count", *names) if name in held} for group, held in of.items()}
+        for title, of in result.slices.items()
+    }
     return {
         "examples": len(result.ranks),
         "users": len(users),
@@ -245,4 +250,6 @@ def facts(result: EvaluationResult) -> dict[str, Any]:
         "repeats": result.repeats,
         "metrics": {name: values[name] for name in names},
         **({"by_user": by_user} if by_user else {}),
+        **({"lists": lists} if lists else {}),
+        **({"slices": slices} if slices else {}),
     }

@@ -21,6 +21,7 @@ import polars as pl
 
 from mmrec_jax.data.prepared import CATALOGUE, MANIFEST, USERS, PreparedData, open_prepared
 from mmrec_jax.data.ragged import Ragged, offsets_of
+from mmrec_jax.files import sync, sync_all
 
 FOLDER = "served"
 CURRENT = "current"
@@ -152,12 +153,15 @@ class Served:
             },
         }
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        sync_all(unfinished)
         if finished.is_dir():  # of a run that was killed before the link was moved
             _remove(finished)
         unfinished.rename(finished)
+        sync(folder)
         link = folder / f".{CURRENT}"
         link.symlink_to(finished.name)
         os.replace(link, folder / CURRENT)
+        sync(folder)
         # The one before stays too: somebody may be reading it.
         for path in sorted(folder.glob("[0-9]*"))[:-2]:
             _remove(path)

@@ -23,7 +23,7 @@ import polars as pl
 from mmrec_jax.config import RunConfig
 from mmrec_jax.evaluation.evaluate import EvaluationResult
 from mmrec_jax.evaluation.pairing import HeldOut
-from mmrec_jax.streaming import drift, examples, growth, served
+from mmrec_jax.streaming import drift, examples, growth, served, stores
 from mmrec_jax.streaming.arrivals import Arrival, Arrivals, BadWindow
 from mmrec_jax.streaming.intake import Intake
 from mmrec_jax.streaming.journal import Entry, Journal
@@ -32,7 +32,7 @@ from mmrec_jax.streaming.memory import Memory
 from mmrec_jax.streaming.promotion import Tried, judge
 from mmrec_jax.streaming.protocol import StreamRun
 from mmrec_jax.streaming.state import PHASES
-from mmrec_jax.streaming.versions import Versions
+from mmrec_jax.streaming.versions import Change, Versions
 from mmrec_jax.streaming.windows import Window, in_core
 from mmrec_jax.types import Params
 
@@ -50,8 +50,9 @@ class Service:
         intake: how they are taken in.
         learner: makes the model, once the first window is there, from the stream's fingerprint and the number of items
             to make room for.
-        publish: makes parameters a version and puts it in service: window, parameters, reason, and what of the state
-            belongs to them.
+        publish: makes parameters a version and puts it in service: window, parameters, reason, what of the state
+            belongs to them, and the number of the change that this was decided on; gives None where a roll-back came
+            since, which stays.
         note: is given the reports after each window.
         say: takes a line for the person who watches.
         clock, sleep: tell and pass the time in seconds.
@@ -62,7 +63,7 @@ class Service:
     directory: Path
     intake: Intake
     learner: Callable[[str, int], Learner]
-    publish: Callable[[int, Params, str, Mapping[str, Any]], object]
+    publish: Callable[[int, Params, str, Mapping[str, Any], int], Change | None]
     note: Callable[[Reports], object]
     say: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
@@ -70,6 +71,7 @@ class Service:
     journal: Journal = field(init=False)
     living: StreamRun = field(init=False)
     _served: served.Served = field(init=False)
+    _served_before: set[str] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self.settings = self.config.service
@@ -190,21 +192,25 @@ class Service:
         """Lets the versions know of a window."""
         assert entry.number is not None
         events, items = self.journal.events(entry.number), self.journal.items(entry.number)
+        self._served_before = self._served.items
         state = self._served.after(entry.number, events, items)
         self._served = state.forgetting(self.settings.forget_after, self.settings.history)
         self._served.write(self.workdir, self.fingerprint, self.config.data.title_column)
 
     def _follow_roll_back(self, number: int) -> None:
         """Lets a window be begun with the parameters of a version that was rolled back to."""
-        state, changes = self.living.state, self.versions.changes()
-        if not changes or not changes[-1].rolled_back or not state.reports or state.done(number, PHASES[0]):
+        state, change = self.living.state, self._rolled_back(self.versions.changes())
+        if change is None or not state.reports or state.done(number, PHASES[0]):
             return
-        change = changes[-1]
-        if change.number > max(report.get("rolled_back", 0) for report in state.reports):
-            self.living.params = self.versions.parameters(change.version)
-            state.utilisation = self.versions.document(change.version, UTILISATION)
-            state.reports[-1]["rolled_back"] = change.number
-            self.say(f"window {number}: begins with version {change.version}, which was rolled back to")
+        self.living.params = self.versions.parameters(change.version)
+        state.utilisation = self.versions.document(change.version, UTILISATION)
+        state.reports[-1]["rolled_back"] = change.number
+        self.say(f"window {number}: begins with version {change.version}, which was rolled back to")
+
+    def _rolled_back(self, changes: Sequence[Change]) -> Change | None:
+        """The roll-back that no window was begun with yet, if that is what put the version in service there."""
+        followed = max((report.get("rolled_back", 0) for report in self.living.state.reports), default=0)
+        return changes[-1] if changes and changes[-1].rolled_back and changes[-1].number > followed else None
 
     def _promote(self, learner: Learner, window: Window, params: Params, result: EvaluationResult) -> dict[str, Any]:
         """Compares the model of the windows before with the one in service, on a window that neither was trained on."""
@@ -212,6 +218,8 @@ class Service:
         changes = self.versions.changes()
         if "rolled_back" in state.reports[-1]:
             return {"promoted": False, "reason": "rolled back to this version", "version": changes[-1].version}
+        if change := self._rolled_back(changes):
+            return self._overtaken(version, change)
         # If this version was promoted before a kill, it is compared with the one before once more.
         before = next((change.version for change in reversed(changes) if change.version != version), None)
         serving = None
@@ -230,11 +238,22 @@ class Service:
             confidence=evaluation.confidence,
             seed=evaluation.seed,
         )
+        published = bool(changes) and changes[-1].version == version  # before a kill
+        if (
+            verdict.promoted
+            and not published
+            and not self._publish(version, params, verdict.reason, changes[-1].number if changes else 0)
+        ):
+            return self._overtaken(version, self.versions.changes()[-1])
         what = "is in service" if verdict.promoted else f"is not put in service, version {before} stays"
         self.say(f"window {window.number}: version {version} {what} ({verdict.reason})")
-        if verdict.promoted and self.versions.in_service() != version:
-            self._publish(version, params, verdict.reason)
         return verdict.as_json() | {"version": version, "before": before}
+
+    def _overtaken(self, version: int, change: Change) -> dict[str, Any]:
+        """A version that is not put in service because somebody rolled back while it was made."""
+        reason = f"version {change.version} was rolled back to meanwhile"
+        self.say(f"version {version} is not put in service: {reason}")
+        return {"promoted": False, "reason": reason, "version": version, "before": change.version}
 
     @staticmethod
     def _fitting(params: Params, like: Params) -> Params:
@@ -243,9 +262,11 @@ class Service:
         own = max((rung.capacity for rung in growth.rungs(params).values()), default=0)
         return growth.grow_capacity(params, slots) if own < slots else params
 
-    def _publish(self, version: int, params: Params, reason: str) -> None:
-        self.publish(version, params, reason, {UTILISATION: self.living.state.utilisation})
+    def _publish(self, version: int, params: Params, reason: str, after: int = 0) -> bool:
+        """Whether the version is in service, and not one that was rolled back to after the change `after`."""
+        change = self.publish(version, params, reason, {UTILISATION: self.living.state.utilisation}, after)
         self.versions.clean(self.settings.keep_versions)
+        return change is not None
 
     def _finish(self, number: int) -> None:
         """What follows a window, if it is the newest."""
@@ -279,6 +300,11 @@ class Service:
             for path in (self.workdir / folder).glob("[0-9]*"):
                 if int(path.stem) < oldest:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if self.settings.forget_after and not self.config.store:
+            # Readers that have opened what was served before this window need its items too.
+            needed = {*self._served.items, *self._served_before, *self.living.learner.memory.item_ids}
+            if found := stores.compact(self.workdir, needed, self.settings.compact_at):
+                self.say(f"The store is written anew without forgotten items: {found[1]:,} of {found[0]:,} stay")
 
 
 UTILISATION = "utilisation.json"

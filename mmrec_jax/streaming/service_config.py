@@ -37,6 +37,8 @@ class ServiceConfig:
         keep_versions: how many of the newest versions to keep, beside the one in service and the one before it; 0 = all
             of them.
         forget_after: users and items without an event in so many windows are forgotten; 0 = never.
+        compact_at: the store is written anew without forgotten items once they are more than this share of it; 1 =
+            never. It needs room for both while it is written. A store that the config names is never changed so.
         history: how many of each user's last events are kept for recommending; 0 = all.
         drift_windows, drift_least: how many of the last windows make up the usual range of a figure, and how many it
             takes at least.
@@ -51,6 +53,7 @@ class ServiceConfig:
     promote: str = "unless_worse"
     keep_versions: int = 0
     forget_after: int = 0
+    compact_at: float = 0.5
     history: int = 0
     drift_windows: int = 20
     drift_least: int = 5
@@ -63,5 +66,7 @@ class ServiceConfig:
         for key, least in _AT_LEAST.items():
             if not getattr(self, key) >= least:
                 raise ConfigError(f"service.{key}={getattr(self, key)}: must be at least {least}.")
+        if not 0 < self.compact_at <= 1:
+            raise ConfigError(f"service.compact_at={self.compact_at}: must lie above 0 and at most at 1.")
         if not self.drift_limit > 0:
             raise ConfigError(f"service.drift_limit={self.drift_limit}: must be above 0.")

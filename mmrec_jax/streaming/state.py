@@ -1,4 +1,11 @@
-"""How far a stream is: one checkpoint after each phase, whole or not there at all."""
+"""How far a stream is: one checkpoint after each phase, whole or not there at all.
+
+    stream/
+      step_.../           the last two checkpoints: parameters, position, and the report of the window trained last
+      finished.jsonl      a line for each report that nothing is added to, see `finished.Finished`
+
+So what a save writes does not grow with the stream.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from mmrec_jax.errors import CheckpointError
+from mmrec_jax.files import sync_all
+from mmrec_jax.streaming.finished import Finished
 from mmrec_jax.streaming.windows import Window
 from mmrec_jax.training import manifest as manifests
 from mmrec_jax.training.checkpoints import Checkpoints
@@ -76,6 +85,7 @@ class StreamCheckpoints:
     def __init__(self, workdir: Path, run: Mapping[str, Any]) -> None:
         self._run = run
         self._checkpoints = Checkpoints(workdir / FOLDER)
+        self._finished = Finished(workdir / FOLDER)
 
     def close(self) -> None:
         """Releases the directory."""
@@ -93,10 +103,19 @@ class StreamCheckpoints:
         checkpoint = found[0]
         manifests.check(checkpoint.manifest, self._run, None, f"The stream in {self._checkpoints.directory}")
         saved = {key: value for key, value in checkpoint.manifest["progress"].items() if key != "best_step"}
-        return StreamState(**saved), checkpoint.params
+        state = StreamState(**saved)
+        if state.reports:
+            finished = self._finished.before(state.reports[0]["window"])
+            state.reports = [*finished, *state.reports]
+            state.seen = [*([report["name"], report["events"]] for report in finished), *state.seen]
+        return state, checkpoint.params
 
     def save(self, state: StreamState, params: Params) -> None:
         """Writes a state, and removes all but the last two."""
+        finished, newest = state.reports[:-1], state.reports[-1:]
+        self._finished.add(finished)
         step = state.window * len(PHASES) + PHASES.index(state.phase)
         position = {"step": np.int32(step)}
-        self._checkpoints.save(step, params, None, position, self._run, dataclasses.asdict(state))
+        short = dataclasses.replace(state, reports=newest, seen=state.seen[len(finished) :])
+        self._checkpoints.save(step, params, None, position, self._run, dataclasses.asdict(short))
+        sync_all(self._checkpoints.directory)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool
 
 from mmrec_jax.store.table import StateTable
 
@@ -58,6 +59,11 @@ class PaddedTable:
             # Copies: on a CPU the device may share the memory of arrays that are written to later.
             self._table = StateTable(*jax.tree.map(lambda array: jnp.array(array, copy=True), self._arrays))
         return self._table
+
+    @property
+    def present(self) -> dict[str, Bool[np.ndarray, " row"]]:
+        """Which rows have each modality."""
+        return self._arrays[2]
 
     def first(self, items: int) -> StateTable:
         """The rows of the first items alone, for what is measured of them."""

@@ -5,7 +5,10 @@
       service.json     which one is in service, and how that came about
 
 A version appears under its name only when it is whole, and it is there before `service.json` names it; so whoever is
-killed leaves the version before in service. A version is a directory that `Recommender.load` opens.
+killed, or loses power, leaves the version before in service. A version is a directory that `Recommender.load` opens.
+
+Changes are made one at a time. A promotion is decided on while some version is in service: it names the change that
+put it there, and does nothing where somebody has rolled back since.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from mmrec_jax.errors import CheckpointError
-from mmrec_jax.files import write_whole
+from mmrec_jax.files import sync, sync_all, write_whole
 from mmrec_jax.types import Params
 
 FOLDER = "versions"
@@ -131,7 +134,8 @@ class Versions:
         reason: str,
         documents: Mapping[str, Any] | None = None,
         links: Mapping[str, str] | None = None,
-    ) -> Change:
+        after: int | None = None,
+    ) -> Change | None:
         """Makes a version and puts it in service. One that has its number already is replaced.
 
         Args:
@@ -141,12 +145,18 @@ class Versions:
             reason: why it is promoted.
             documents: file name -> JSON content.
             links: name -> what a symbolic link of that name leads to, relative to the version's directory.
+            after: number of the change that the promotion was decided on (0: none was); None asks for no such thing.
+
+        Returns:
+            The change; None where a roll-back came after the change `after`: it stays, and nothing is made.
         """
         from mmrec_jax.training.checkpoints import FOLDER as CHECKPOINTS
         from mmrec_jax.training.checkpoints import Checkpoints
 
         self.directory.mkdir(parents=True, exist_ok=True)
         with self._alone():
+            if after is not None and any(change.rolled_back for change in self._since(after)):
+                return None
             self._remove_leftovers()
             unfinished = self.directory / f"{_HIDDEN}{version:04d}"
             unfinished.mkdir()
@@ -157,10 +167,12 @@ class Versions:
             progress = {"step": version, "best_step": version, "reason": reason}
             with Checkpoints(unfinished / CHECKPOINTS) as checkpoints:
                 checkpoints.save(version, params, None, {"version": np.int32(version)}, description, progress)
+            sync_all(unfinished)
             target = self.directory / f"{version:04d}"
             if target.exists():
                 self._remove(target)
             unfinished.rename(target)
+            sync(self.directory)
             return self._put_in_service(version, reason, rolled_back=False)
 
     def roll_back(self, version: int | None = None) -> Change:
@@ -172,16 +184,18 @@ class Versions:
         Raises:
             CheckpointError: there is no such version, none before, or its parameters are damaged.
         """
-        changes = self.changes()
-        if not changes and version is None:
+        if not self.directory.is_dir():
             raise CheckpointError(f"{self.directory}: no version is in service, so there is none to go back to.")
-        now = changes[-1].version if changes else None
-        if version is None:
-            version = self._before(changes)
-        if version == now:
-            raise CheckpointError(f"{self.directory}: version {version} is in service already.")
-        self.parameters(version)
-        with self._alone():
+        with self._alone():  # a promotion that is under way is finished first, and then taken back
+            changes = self.changes()
+            if not changes and version is None:
+                raise CheckpointError(f"{self.directory}: no version is in service, so there is none to go back to.")
+            now = changes[-1].version if changes else None
+            if version is None:
+                version = self._before(changes)
+            if version == now:
+                raise CheckpointError(f"{self.directory}: version {version} is in service already.")
+            self.parameters(version)
             return self._put_in_service(version, f"rolled back from version {now}", rolled_back=True)
 
     def clean(self, keep: int) -> list[int]:
@@ -205,6 +219,9 @@ class Versions:
             for number in removed:
                 self._remove(self.path(number))
         return removed
+
+    def _since(self, number: int) -> list[Change]:
+        return [change for change in self.changes() if change.number > number]
 
     def _before(self, changes: list[Change]) -> int:
         """The version that a roll-back goes to: the last one in service that is another than the present one, and not

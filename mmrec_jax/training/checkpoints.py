@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from absl import logging
 
 from mmrec_jax.errors import CheckpointError, TrainingError
@@ -221,11 +223,9 @@ class Checkpoints:
         try:
             items = [path.name for path in (self.directory / f"{_STEP}_{step}").iterdir() if path.is_dir()]
             wanted = [name for name in ("params", "average", "state") if name in items and (state or name != "state")]
-            args = {name: self._ocp.args.StandardRestore() for name in wanted}
-            found = self._manager.restore(
-                step, args=self._ocp.args.Composite(manifest=self._ocp.args.JsonRestore(), **args)
-            )
-            manifest = found["manifest"]
+            manifest = self._restored(step, manifest=self._ocp.args.JsonRestore())["manifest"]
+            args = {name: self._ocp.args.StandardRestore(_template(manifest, name)) for name in wanted}
+            found = self._restored(step, **args)
             stored = [name for name in manifest["checksums"] if state or name != "state"]
             trees = {name: host_copy(found[name]) for name in stored}
             manifests.verify(manifest, trees)
@@ -234,6 +234,9 @@ class Checkpoints:
                 f"Checkpoint {self.directory / f'{_STEP}_{step}'} is damaged: {_first_line(error)}"
             ) from error
         return Checkpoint(step, trees["params"], trees.get("average"), named_leaves(trees.get("state", {})), manifest)
+
+    def _restored(self, step: int, **args: Any) -> Any:
+        return self._manager.restore(step, args=self._ocp.args.Composite(**args))
 
     def usable(self, state: bool = True) -> Iterator[Checkpoint]:
         """Sound checkpoints, newest first; a damaged one is passed over with a warning."""
@@ -290,6 +293,16 @@ def out_of_space(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _template(manifest: Mapping, name: str) -> Any:
+    """What Orbax is told to read a tree as: numpy arrays of the types that were saved, of which it finds the shapes.
+
+    Told nothing, it asks TensorStore about each array, whose answers stay in memory for ever (`Spec.to_json`, 0.1.86);
+    so it is with manifests that have no types.
+    """
+    types = manifest.get("dtypes", {}).get(name)
+    return None if types is None else jax.tree.map(lambda text: np.empty(0, jnp.dtype(text)), types)
 
 
 def _bytes_on_disk(trees: Mapping[str, Any]) -> int:

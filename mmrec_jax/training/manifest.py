@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+import jax
 import numpy as np
 
 import mmrec_jax
@@ -35,6 +36,7 @@ def build(run: Mapping, progress: Mapping, trees: Mapping[str, Any]) -> dict:
         "versions": {"mmrec_jax": mmrec_jax.__version__, "python": platform.python_version()}
         | {package: metadata.version(package) for package in ("jax", "flax", "optax", "orbax-checkpoint")},
         "parameters": describe(trees["params"]),
+        "dtypes": {name: jax.tree.map(lambda leaf: str(leaf.dtype), tree) for name, tree in trees.items()},
         "checksums": {name: checksums(tree) for name, tree in trees.items()},
     }
     body = json.loads(json.dumps(body))

@@ -168,9 +168,8 @@ class TrainStep:
         # By way of the host: copies that are safe to donate, without the weak types that would compile a
         # second step.
         params = jax.device_put(host_copy(self._placement.readable(params)))
-        # Functions of their own, so that JAX does not keep what it traced.
-        inputs = jax.eval_shape(lambda *a: self._task.inputs(*a), frozen, batch, self._key)
-        _, metrics = jax.eval_shape(lambda *a: self._task.loss(*a), params, frozen, inputs, self._key)
+        inputs = _shapes_given(self._task.inputs, frozen, batch, self._key)
+        _, metrics = _shapes_given(self._task.loss, params, frozen, inputs, self._key)
         own: dict[str, tuple[int, ...]] = dict.fromkeys(["loss", *["gradient_norm"] * self._gradient_norm], ())
         sound = jnp.zeros(len(jax.tree.leaves(params)), bool)
         state = TrainState(
@@ -208,7 +207,7 @@ class TrainStep:
 
     def activation_bytes(self, state: TrainState, frozen: Any, batch: Any) -> int:
         """Memory that one step of these shapes needs beside the state and `frozen`, by the compiler's own account."""
-        inputs = jax.eval_shape(self._read, frozen, batch, state.step, self._key)
+        inputs = _shapes_given(self._read, frozen, batch, state.step, self._key)
         compiled = self._gradients.compiled(_shapes(batch), state.params, frozen, inputs, state.step, self._key)
         read = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((inputs, compiled.out_info)))
         analysis = compiled.memory_analysis()
@@ -305,6 +304,15 @@ def _jitted_not_finite(out: jax.sharding.Sharding) -> Callable[[Any], Array]:
 def _not_finite(tree: Any) -> Bool[Array, " leaf"]:
     """Which leaves hold a value that is not finite."""
     return jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
+
+
+def _shapes_given(function: Callable[..., Any], *arguments: Any) -> Any:
+    """`jax.eval_shape`, which keeps what it traced of each function for as long as that lives or longer; this keeps
+    nothing."""
+    jitted: Any = jax.jit(lambda *given: function(*given))
+    shapes = jitted.eval_shape(*arguments)
+    jitted.clear_cache()
+    return shapes
 
 
 def _shapes(batch: Any) -> tuple:

@@ -114,7 +114,7 @@ def test_live_frozen_backbones_are_the_same_model_as_cached_states(shop: Path, t
     cached = open_run(config_of(shop), tmp_path / "cached")
     methods = {name: {"kind": "frozen"} for name in cached.config.modalities}
     live = open_run(config_of(shop, methods), tmp_path / "live")
-    params = cached.task.init(jax.random.key(0), cached.frozen)
+    params = jax.jit(cached.task.init)(jax.random.key(0), cached.frozen)
     shapes = jax.eval_shape(live.task.init, jax.random.key(0), live.frozen)
     assert describe(params) == describe(shapes)
     expected, theirs = loss_and_gradients(cached, params, key)
@@ -138,7 +138,7 @@ def test_chunks_rematerialisation_and_scans_change_memory_and_not_the_gradient(s
         settings = {"words": {"kind": "lora", "rank": 2, "targets": ("query", "up"), **more}}
         run = open_run(config_of(shop, settings, "words"), tmp_path / "run")
         if not found:
-            params = run.task.init(jax.random.key(0), run.frozen)
+            params = jax.jit(run.task.init)(jax.random.key(0), run.frozen)
             params["embedded"] = jax.tree.map(lambda leaf: leaf + 0.05, params["embedded"])
         found.append(loss_and_gradients(run, params, key))
     (loss, gradients), (other_loss, others) = found
@@ -153,7 +153,7 @@ def test_one_modality_may_be_live_and_another_cached(shop: Path, tmp_path: Path)
     run = open_run(config_of(shop, {"words": {"kind": "bitfit"}}), tmp_path / "run")
     assert set(run.store.modalities) == {"picture"}
     assert list(run.present) == list(run.config.modalities)
-    params = run.task.init(jax.random.key(0), run.frozen)
+    params = jax.jit(run.task.init)(jax.random.key(0), run.frozen)
     own = named_leaves(load(str(shop / "bert"), kind="text", max_tokens=16).params)
     for name, leaf in named_leaves(params["embedded"]["words"]).items():
         np.testing.assert_array_equal(leaf, own[name])  # training begins with the pretrained weights
@@ -189,7 +189,7 @@ def test_a_training_begins_with_lora_that_peft_may_have_written(live: Run, shop:
     export_lora(tmp_path / "lora", part.backbone, part.method, added)
     settings = {"words": {"kind": "lora", "rank": 2, "start": str(tmp_path / "lora")}}
     run = open_run(config_of(shop, settings, "words"), tmp_path / "run")
-    begun = run.task.init(jax.random.key(0), run.frozen)
+    begun = jax.jit(run.task.init)(jax.random.key(0), run.frozen)
     jax.tree.map(np.testing.assert_array_equal, begun["embedded"]["words"], added)
     settings["words"]["layers"] = (0, 1, 2)  # all of them, by number
     assert experiment.load_live(resolve(config_of(shop, settings, "words"))) is not None

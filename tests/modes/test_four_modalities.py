@@ -91,7 +91,7 @@ def test_a_video_and_an_audio_backbone_are_trained_in_the_step(four: tuple[Confi
     for name in ("recording", "clip"):
         config.methods[name] = method(kind="bitfit")
     run = modes.open_run(config, tmp_path / "run", trains=True)
-    begun = run.task.init(jax.random.key(0), run.frozen)
+    begun = jax.jit(run.task.init)(jax.random.key(0), run.frozen)
     live = run.task.computed(begun, run.frozen).states  # of the weights as they were when the store was filled
     stored = run.store.table({"recording": (), "clip": ()}, [str(item) for item in run.data.item_ids[1:]])
     for name, layers in stored.values.items():

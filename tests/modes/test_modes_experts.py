@@ -18,8 +18,8 @@ FLAGS = (
 )
 
 
-def test_a_run_tells_how_its_experts_are_used(cli, shop, tmp_path):
-    code, _, err = cli(arguments(shop, tmp_path, *FLAGS))
+def test_a_run_tells_how_its_experts_are_used(cli, shop, trained, tmp_path):
+    code, _, err = cli(arguments(shop, tmp_path, *FLAGS, f"--config.store={trained / 'store'}"))
     assert code == 0, err
     assert "NDCG@10" in json.loads((tmp_path / "results.json").read_text())["models"]["shop"]["test"]["metrics"]
     told = pl.read_csv(tmp_path / "metrics.csv").filter(pl.col("split") == "train_epoch")

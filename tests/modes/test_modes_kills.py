@@ -40,12 +40,11 @@ def outcome(workdir):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_through_the_command_line_ends_bit_for_bit_the_same(shop, trained, tmp_path):
+def test_killed_at_random_moments_through_the_command_line_ends_bit_for_bit_the_same(shop, trained, tmp_path, cli):
     store = f"--config.store={trained / 'store'}"
-    started = {"stdout": subprocess.DEVNULL}
 
     def start(workdir):
-        return subprocess_of(arguments(shop, workdir, *LONGER, store), **started)
+        return subprocess_of(arguments(shop, workdir, *LONGER, store, only="words"), stdout=subprocess.DEVNULL)
 
     def kill_after(process, path, delay):
         while process.poll() is None and not path.exists():
@@ -57,7 +56,7 @@ def test_killed_at_random_moments_through_the_command_line_ends_bit_for_bit_the_
         return running
 
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    assert start(undisturbed).wait() == 0
+    assert cli(arguments(shop, undisturbed, *LONGER, store, only="words"))[0] == 0
     moments = random.Random()
     kills = [
         (disturbed / "config.json", moments.uniform(0, 2)),
@@ -70,20 +69,22 @@ def test_killed_at_random_moments_through_the_command_line_ends_bit_for_bit_the_
     assert outcome(disturbed) == outcome(undisturbed), kills
 
 
-def test_a_run_that_is_told_to_end_saves_at_the_next_step_and_the_same_command_goes_on(shop, trained, tmp_path):
+def test_a_run_that_is_told_to_end_saves_at_the_next_step_and_the_same_command_goes_on(shop, trained, tmp_path, cli):
     """Checkpoints are at the ends of epochs otherwise."""
     told, undisturbed = tmp_path / "told", tmp_path / "undisturbed"
     flags = (
         f"--config.store={trained / 'store'}",
-        "--config.training.epochs=40",
+        "--config.training.epochs=25",
         "--config.training.patience=0",
-        "--config.training.eval_from=40",
+        "--config.training.eval_from=25",
         "--config.training.batch_size=4",
         "--config.training.learning_curve=False",
         "--config.baselines=()",
         "--config.show_users=0",
     )
-    process = subprocess_of(arguments(shop, told, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess_of(
+        arguments(shop, told, *flags, only="words"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     while process.poll() is None and not list(told.glob("checkpoints/step_*0")):
         time.sleep(0.005)
     time.sleep(random.uniform(0, 0.2))
@@ -93,8 +94,7 @@ def test_a_run_that_is_told_to_end_saves_at_the_next_step_and_the_same_command_g
     step = load_params(told, "last")[1]["progress"]["step"]
     assert f"ended after step {step}, which is saved" in said.decode()
     for folder in (told, undisturbed):
-        run = subprocess_of(arguments(shop, folder, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        assert run.wait() == 0
+        assert cli(arguments(shop, folder, *flags, only="words"))[0] == 0
     last = [load_params(folder, "last")[1]["checksums"] for folder in (told, undisturbed)]
     assert last[0] == last[1]
     assert (told / "metrics.csv").read_text() == (undisturbed / "metrics.csv").read_text()

@@ -15,7 +15,7 @@ import pytest
 from tests.parallel.runs import LORA, ONE, SMALL, encoded, live_run, measured, shop_run, take_steps
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count=4"
+FLAGS = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"  # beside those of the tests' conftest.py
 
 
 def test_two_processes_of_four_devices_agree_with_one_device(shop, tmp_path):

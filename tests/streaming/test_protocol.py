@@ -53,6 +53,18 @@ def test_each_window_but_the_last_is_trained_and_tested_on_the_next(undisturbed)
     assert all(report["training"]["epochs"] == 2 for report in reports)
 
 
+def test_a_report_tells_what_lists_and_slices_were_asked_for(undisturbed, windows):
+    _, reports, _ = undisturbed
+    tested = reports[0]["test"]
+    assert 0 < tested["lists"]["Coverage@5"] <= tested["lists"]["Coverage@10"] <= 1
+    # An item that no window before had is new.
+    last = windows[1].events.group_by("user", maintain_order=True).last()["item"]
+    new = int((~last.is_in(windows[0].events["item"].unique().to_list())).sum())
+    assert tested["slices"]["popularity"]["new"]["count"] == new > 0
+    assert sum(group["count"] for group in tested["slices"]["history"].values()) == tested["examples"]
+    assert all("slices" not in held and "lists" not in held for held in reports[1]["held_out"].values())
+
+
 def test_nothing_is_compiled_after_the_first_window(undisturbed):
     _, reports, _ = undisturbed
     assert reports[0]["recompilations"] > 0

@@ -103,7 +103,7 @@ def _params(config, workdir):
     data = served.current(workdir)
     table = experiment.load_table(config, data, experiment.open_store(str(workdir / "store")))
     task = experiment.build_task(config, table, data.num_items + 1)
-    return jax.tree.map(np.asarray, task.init(jax.random.key(0), experiment.frozen_inputs(table, data)))
+    return jax.tree.map(np.asarray, jax.jit(task.init)(jax.random.key(0), experiment.frozen_inputs(table, data)))
 
 
 def test_every_version_recommends_from_the_catalogue_of_today(stream):

@@ -54,7 +54,7 @@ class Scripted(Learner):
     def scorer(self, params):
         return float(params["items"]["low"][0])
 
-    def test(self, scorer, number):
+    def test(self, scorer, number, whole=False):
         found = examples.tested(self.memory.events, number, min_events=2, context="window", targets="last")
         ranks = np.random.default_rng(number).integers(1, 8, len(found)) + round(scorer)
         config, empty = self.config.evaluation, {}
@@ -82,8 +82,8 @@ def serviced(workdir: Path, folder: Path, said=None, **changes) -> Service:
     workdir.mkdir(exist_ok=True)
     versions = Versions(workdir)
 
-    def publish(version, params, reason, documents):
-        versions.promote(version, params, {"system": "iisan"}, reason=reason, documents=documents)
+    def publish(version, params, reason, documents, after):
+        return versions.promote(version, params, {"system": "iisan"}, reason=reason, documents=documents, after=after)
 
     return Service(
         own,
@@ -238,6 +238,28 @@ def test_after_a_roll_back_the_next_window_begins_with_that_version(folder, tmp_
     }
     assert any("begins with version 1" in line for line in said)
     assert lived(tmp_path / "run", watched, **ALWAYS) == found, "a roll-back is followed once"
+
+
+def test_a_roll_back_that_comes_while_a_candidate_is_compared_wins(tmp_path, monkeypatch):
+    watched, said, promote = tmp_path / "in", [], Versions.promote
+
+    def meanwhile(self, version, *arguments, **options):
+        if version == 3:
+            self.roll_back()
+        return promote(self, version, *arguments, **options)
+
+    monkeypatch.setattr(Versions, "promote", meanwhile)
+    write(watched, events(4))
+    found = lived(tmp_path / "run", watched, said, **ALWAYS)
+    assert [(version, reason) for version, reason in found["changes"]][2:] == [(1, "rolled back from version 2")]
+    reason = "version 1 was rolled back to meanwhile"
+    assert found["reports"][2]["promotion"] == {"promoted": False, "reason": reason, "version": 3, "before": 1}
+    assert f"version 3 is not put in service: {reason}" in said
+    assert lived(tmp_path / "run", watched, **ALWAYS) == found
+    write(watched, events(5))
+    found = lived(tmp_path / "run", watched, said, **ALWAYS)
+    assert "window 5: begins with version 1, which was rolled back to" in said
+    assert found["changes"][-1][0] == 1
 
 
 BAD = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -15,7 +16,7 @@ from mmrec_jax.evaluation.evaluate import EvaluationResult
 from mmrec_jax.evaluation.ranking import MISS
 from mmrec_jax.streaming import growth, reports
 from mmrec_jax.streaming.learner import Learner
-from mmrec_jax.streaming.protocol import facts
+from mmrec_jax.streaming.protocol import StreamRun, facts
 from mmrec_jax.streaming.table import PaddedTable
 from mmrec_jax.streaming.utilisation import with_evaluations
 from mmrec_jax.training.loop import FitResult
@@ -66,7 +67,7 @@ def untrained(monkeypatch):
         return FitResult(params, 1, 0.0, [entry], 1, False)
 
     monkeypatch.setattr("mmrec_jax.streaming.learner.fit", fit)
-    monkeypatch.setattr(Learner, "test", lambda *arguments: None)
+    monkeypatch.setattr(Learner, "test", lambda *arguments, **options: None)
 
 
 FULL = LADDER | {"stream.threshold": 0.0, "model.capacity": 1}
@@ -190,3 +191,27 @@ def test_a_repeat_that_is_a_miss_counts_as_one_in_the_means_over_users():
     config = EvaluationConfig(ks=(5,))
     result = EvaluationResult({"HR@5": 0, "NDCG@5": 0}, {}, {}, users, users, ranks, 1, 9, {}, config)
     assert facts(result)["by_user"] == {"HR@5": 0.75, "NDCG@5": 0.5}
+
+
+def test_a_system_by_ids_gets_rows_for_items_that_come_beyond_its_table(windows, tmp_path):
+    own = learner(settings("sasrec", **{"training.epochs": 1}), tmp_path, capacity=20)
+    stream = StreamRun(own, say=lambda line: None)
+    before = {}
+
+    def noting(learned, window, params, result):
+        before[window.number] = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+        return {}
+
+    stream._promotion = noting
+    found = stream.run(windows[:3], last=3)
+    stream.close()
+    assert [report["items"] for report in found] == [19, 26]
+    assert own.capacity == 40
+    assert found[0]["recompilations"] > 0
+    small = {"items": jax.tree.map(lambda leaf: leaf[:21] if len(leaf) == 41 else leaf, stream.params["items"])}
+    grown = own.fitted({**stream.params, **small})
+    table, fresh = (next(leaf for leaf in jax.tree.leaves(p["items"]) if len(leaf) == 41) for p in (grown, own.fresh()))
+    trained = next(leaf for leaf in jax.tree.leaves(stream.params["items"]) if len(leaf) == 41)
+    np.testing.assert_array_equal(table[:21], trained[:21])
+    np.testing.assert_array_equal(table[21:], fresh[21:])
+    assert {len(leaf) for leaf in before[2] if leaf.ndim} != {len(leaf) for leaf in before[3] if leaf.ndim}

@@ -20,6 +20,7 @@ SMALL = (
     "--config.stream.forgetting=1",
     "--config.model.width=8",
     "--config.model.bottleneck=4",
+    "--config.modalities.overview.layers=(0,6)",
     "--config.user.blocks=1",
     "--config.training.batch_size=64",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -138,3 +139,36 @@ def test_cleaning_keeps_the_newest_the_one_in_service_and_the_one_to_roll_back_t
     assert versions.clean(1) == [4]
     assert versions.numbers() == [1, 2, 5]
     assert versions.roll_back().version == 1
+
+
+def test_a_promotion_does_not_take_back_a_roll_back_that_came_while_it_was_decided(versions):
+    decided = versions.changes()[-1].number
+    versions.roll_back(2)
+    assert versions.promote(6, params(6), DESCRIPTION, reason="better", after=decided) is None
+    assert versions.in_service() == 2
+    assert 6 not in versions.numbers()
+    assert versions.promote(7, params(7), DESCRIPTION, reason="better", after=decided + 1).version == 7
+    assert versions.in_service() == 7
+
+
+def test_a_roll_back_that_comes_while_a_version_is_published_waits_and_takes_it_back(versions, monkeypatch):
+    from mmrec_jax.streaming import versions as module
+
+    rolled, sync_all = [], module.sync_all
+
+    def meanwhile(folder):
+        def roll_back():
+            rolled.append(Versions(versions.directory.parent).roll_back())
+
+        other = threading.Thread(target=roll_back)
+        other.start()
+        other.join(0.2)
+        assert other.is_alive()
+        rolled.append(other)
+        sync_all(folder)
+
+    monkeypatch.setattr(module, "sync_all", meanwhile)
+    assert versions.promote(6, params(6), DESCRIPTION, reason="better", after=versions.changes()[-1].number)
+    rolled[0].join()
+    assert (rolled[1].version, rolled[1].reason) == (5, "rolled back from version 6")
+    assert versions.in_service() == 5

@@ -77,26 +77,37 @@ class Interrupted(Exception):
     """Stands for a kill."""
 
 
+@pytest.fixture(scope="module", params=[{}, {"checkpoint_every_steps": 2, "ema_decay": 0.5, "schedule": "cosine"}])
+def whole(request, tmp_path_factory):
+    """Settings, and a run of two epochs with them: its workdir and what it found. Not to be changed."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return request.param, workdir, toy.train(workdir, epochs=2, **request.param)
+
+
+def check_same(workdir, parts, whole):
+    """The run in parts found what the whole one did, to the same bits."""
+    _, folder, expected = whole
+    assert checksums(parts.params) == checksums(expected.params)
+    assert (parts.best_step, parts.best_value) == (expected.best_step, expected.best_value)
+    assert [entry["train"] for entry in parts.history] == [entry["train"] for entry in expected.history]
+    csv = [(place / "metrics.csv").read_text() for place in (folder, workdir)]
+    assert csv[0] == csv[1]
+    ends = [load_params(place, "last")[1]["checksums"] for place in (folder, workdir)]
+    assert ends[0] == ends[1]
+
+
 @pytest.mark.parametrize("steps", [1, 5, 7, 11])
-@pytest.mark.parametrize("settings", [{}, {"checkpoint_every_steps": 2, "ema_decay": 0.5, "schedule": "cosine"}])
-def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, steps, settings):
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, steps, whole):
     class Stops(toy.ToyStream):
         def __next__(self):
             if self._taken == steps:
                 raise Interrupted
             return super().__next__()
 
-    whole = toy.train(tmp_path / "whole", epochs=2, **settings)
+    settings = whole[0]
     with pytest.raises(Interrupted):
-        toy.train(tmp_path / "parts", stream=Stops(), epochs=2, **settings)
-    parts = toy.train(tmp_path / "parts", epochs=2, **settings)
-    assert checksums(parts.params) == checksums(whole.params)
-    assert (parts.best_step, parts.best_value) == (whole.best_step, whole.best_value)
-    assert [entry["train"] for entry in parts.history] == [entry["train"] for entry in whole.history]
-    csv = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "parts")]
-    assert csv[0] == csv[1]
-    ends = [load_params(tmp_path / name, "last")[1]["checksums"] for name in ("whole", "parts")]
-    assert ends[0] == ends[1]
+        toy.train(tmp_path, stream=Stops(), epochs=2, **settings)
+    check_same(tmp_path, toy.train(tmp_path, epochs=2, **settings), whole)
 
 
 def test_the_order_is_evaluate_then_save_then_next_batch(tmp_path, monkeypatch):
@@ -237,21 +248,15 @@ def test_a_training_on_other_data_compiles_nothing_where_the_steps_are_kept(tmp_
     )
 
 
-@pytest.mark.parametrize("settings", [{}, {"checkpoint_every_steps": 2, "ema_decay": 0.5, "schedule": "cosine"}])
 @pytest.mark.parametrize("boundary", [1, 5, 7])
-def test_a_run_that_is_told_to_stop_saves_at_that_boundary_and_goes_on_to_the_same_bits(tmp_path, settings, boundary):
-    asked = []
+def test_a_run_that_is_told_to_stop_saves_at_that_boundary_and_goes_on_to_the_same_bits(tmp_path, whole, boundary):
+    settings, asked = whole[0], []
 
     def stop():
         asked.append(True)
         return len(asked) == boundary
 
-    whole = toy.train(tmp_path / "whole", epochs=2, **settings)
     with pytest.raises(Preempted, match=f"after step {boundary}, which is saved"):
-        toy.train(tmp_path / "parts", stop=stop, epochs=2, **settings)
-    assert load_params(tmp_path / "parts", "last")[1]["progress"]["step"] == boundary
-    parts = toy.train(tmp_path / "parts", epochs=2, **settings)
-    assert checksums(parts.params) == checksums(whole.params)
-    assert [entry["train"] for entry in parts.history] == [entry["train"] for entry in whole.history]
-    csv = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "parts")]
-    assert csv[0] == csv[1]
+        toy.train(tmp_path, stop=stop, epochs=2, **settings)
+    assert load_params(tmp_path, "last")[1]["progress"]["step"] == boundary
+    check_same(tmp_path, toy.train(tmp_path, epochs=2, **settings), whole)

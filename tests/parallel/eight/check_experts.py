@@ -124,12 +124,12 @@ def test_what_cannot_be_divided_is_refused(data, sizes, values, told):
         jax.eval_shape(lambda: fuse_modalities(config(**values)).init(keys, *data[1:]))
 
 
-def test_steps_of_a_run_agree_and_each_device_holds_its_own_experts(shop, tmp_path):
+def test_steps_of_a_run_agree_and_each_device_holds_its_own_experts(shop, workdir):
     values = {"training__epochs": 2, "modalities__words__layers": (0, 2), "fusion__kind": "experts"}
     values |= {"fusion__top_k": 2, "fusion__groups": 8, "fusion__capacity_factor": 1.0}
-    expected = take_steps(shop_run(shop, tmp_path, ONE, **values), 3)
+    expected = take_steps(shop_run(shop, workdir, ONE, **values), 3)
     assert expected.metrics[0]["choices_dropped_words"] > 0
-    run = shop_run(shop, tmp_path, (2, 1, 4), **values)
+    run = shop_run(shop, workdir, (2, 1, 4), **values)
     found = take_steps(run, 3)
     for one, many in zip(expected.metrics, found.metrics, strict=True):
         assert many == pytest.approx(one, rel=1e-5)

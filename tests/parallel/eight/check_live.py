@@ -8,7 +8,7 @@ import pytest
 
 from mmrec_jax.config import resolve
 from mmrec_jax.modes.run import Run, terminal
-from mmrec_jax.training.trees import named_leaves
+from mmrec_jax.training.trees import host_copy, named_leaves
 from tests.parallel.runs import LORA, live_run, measured
 from tests.tiny_config import get_config
 
@@ -28,8 +28,9 @@ def test_steps_and_evaluation_with_a_backbone_over_the_mesh_agree(shop, tmp_path
     for one, many in zip(expected["steps"], found["steps"], strict=True):
         assert many == pytest.approx(one, rel=1e-5)  # the bound
     assert found["test"] == pytest.approx(expected["test"], rel=1e-5)
-    weights = named_leaves(run.placement.frozen(run.frozen).live.backbones)
-    trained = run.task.init(jax.random.key(0), run.frozen)
+    frozen = run.placement.frozen(run.frozen)
+    weights = named_leaves(frozen.live.backbones)
+    trained = host_copy(jax.jit(run.task.init)(jax.random.key(0), frozen))
     state = named_leaves(run.placement.state({"mu": trained, "params": trained}))
     split = {name: leaf for name, leaf in {**weights, **state}.items() if not leaf.sharding.is_fully_replicated}
     assert any("query/dense/kernel" in name for name in split) == (sizes[1] > 1 or bool(rules))

@@ -20,11 +20,6 @@ from tests.parallel.runs import MESHES, ONE, measured, shop_run
 SHARED = (("batch", "data+model"), ("rows", "data"))
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
-
-
 def test_loss_gradients_and_metrics_agree_in_every_shape_of_the_mesh(shop, workdir):
     compare(shop, workdir, MESHES, **SMALL, parallel__encode="own")
 

@@ -26,7 +26,7 @@ def one(shop, tmp_path_factory):
     from mmrec_jax.main import command
 
     workdir = tmp_path_factory.mktemp("one") / "run"
-    assert command(arguments(shop, workdir, *FLAGS, *ONE)) == 0
+    assert command(arguments(shop, workdir, *FLAGS, *ONE, only="words")) == 0
     return workdir
 
 
@@ -46,7 +46,7 @@ def test_a_run_goes_on_with_another_number_of_devices(shop, one, tmp_path, cli):
     workdir = tmp_path / "run"
     topologies = [("--config.parallel.data=8",), ONE, ("--config.parallel.data=2", "--config.parallel.model=4")]
     for epochs, sizes in enumerate(topologies, 1):
-        argv = arguments(shop, workdir, *FLAGS, *sizes, f"--config.training.epochs={epochs}")
+        argv = arguments(shop, workdir, *FLAGS, *sizes, f"--config.training.epochs={epochs}", only="words")
         code, out, err = cli(argv)
         assert code == 0, out + err
     same(workdir, one)

@@ -1,0 +1,57 @@
+"""A stream of many windows: the objects that it keeps in memory do not become more with their number."""
+
+from __future__ import annotations
+
+import collections
+import gc
+
+from mmrec_jax.streaming.learner import Learner
+from mmrec_jax.streaming.service import Service
+from mmrec_jax.streaming.versions import Versions
+from tests.streaming.conftest import events, settings, states
+from tests.streaming.test_service import MadeUp, write
+
+SETTLED, WINDOWS = 5, 8
+QUICK = {
+    "training.epochs": 1,
+    "service.poll_seconds": 0.01,
+    "service.settle_seconds": 0,
+    "service.idle_seconds": 1e-6,
+    "service.forget_after": 3,
+    "service.keep_versions": 2,
+    "stream.forgetting": 2,
+    "evaluation.bootstrap": 20,
+}
+
+
+def test_the_objects_of_a_stream_do_not_become_more(tmp_path):
+    own, folder, workdir = settings(**QUICK), tmp_path / "in", tmp_path / "run"
+    workdir.mkdir()
+    write(folder, events(WINDOWS, users=9, visits=6))
+    versions, counted = Versions(workdir), {}
+
+    def publish(version, params, reason, documents, after):
+        return versions.promote(version, params, {"system": "x"}, reason=reason, documents=documents, after=after)
+
+    def count(reports) -> None:
+        gc.collect()
+        kinds = collections.Counter(f"{type(each).__module__}.{type(each).__name__}" for each in gc.get_objects())
+        counted[len(reports)] = kinds
+
+    service = Service(
+        own,
+        workdir,
+        folder,
+        MadeUp(own.data, own.cached, own.extraction, ""),
+        lambda fingerprint, capacity: Learner(own, workdir, states, 128, {"data": fingerprint}),
+        publish,
+        count,
+        lambda line: None,
+    )
+    service.run()
+    grown = counted[WINDOWS] - counted[SETTLED]
+    windows = WINDOWS - SETTLED
+    assert sum(grown.values()) < 150 * windows, dict(grown)  # of which a report are some 80
+    of_libraries = {kind: number for kind, number in grown.items() if not kind.startswith(("builtins.", "mmrec_jax."))}
+    # grain keeps a weak reference to each iterator that there was.
+    assert sum(of_libraries.values()) < 20 * windows, of_libraries
