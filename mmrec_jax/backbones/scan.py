@@ -41,19 +41,24 @@ def scanned(
     states: list[State] = []
     for _, group in groupby(numbers, key=alike.__getitem__):
         members = list(group)
-        first, each = members[0], [None if key is None else jax.random.fold_in(key, n) for n in members]
+        first = members[0]
+        keys: Any = None if key is None else jnp.stack([jax.random.fold_in(key, n) for n in members])
 
         def one(x: State, given: Any, first: int = first) -> State:
             return block(first, given[0], x, given[1])
 
         one = jax.checkpoint(one, prevent_cse=len(members) == 1) if remat else one
         if len(members) == 1:
-            x = one(x, (params[first], each[0]))
+            x = one(x, (params[first], None if keys is None else keys[0]))
             states.append(x)
             continue
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[n] for n in members))
-        keys = None if key is None else jnp.stack(each)
-        x, made = lax.scan(lambda x, given, one=one: (one(x, given),) * 2, x, (stacked, keys))
+
+        def kept(x: State, given: Any, one: Callable = one) -> tuple[State, State]:
+            x = one(x, given)
+            return x, x
+
+        x, made = lax.scan(kept, x, (stacked, keys))
         states += list(made)
     return states
 

@@ -230,8 +230,9 @@ def attend(query: Heads, key: Heads, value: Heads, visible: Visible | None, at_o
     size = next(size for size in range(at_once, 0, -1) if heads % size == 0)
     # The scores of a lot then fit into a TPU core's fast memory: written to HBM and read again, several times forward
     # and backward, they would take longer than all products of the block.
-    parts = [jnp.stack(jnp.split(part, heads // size, axis=1)) for part in (query, key, value)]
-    mixed = lax.map(jax.checkpoint(lambda part: _averaged(*part, visible)), tuple(parts))
+    query, key, value = (jnp.stack(jnp.split(part, heads // size, axis=1)) for part in (query, key, value))
+    averaged = jax.checkpoint(lambda part: _averaged(part[0], part[1], part[2], visible))
+    mixed = lax.map(averaged, (query, key, value))
     return jnp.concatenate(list(mixed), axis=1).swapaxes(1, 2)
 
 
@@ -358,7 +359,8 @@ class Transformer(nn.Module):
         def block(layer: int, params: Params, x: Array, key: Array | None) -> Array:
             rngs = None if key is None else {"dropout": key}
             # Of no parent: its parameters are given, and not this module's own.
-            return Block(c, layer, self.method, parent=None).apply({"params": params}, x, visible, turn, rngs=rngs)
+            alone = Block(c, layer, self.method, parent=None)
+            return jnp.asarray(alone.apply({"params": params}, x, visible, turn, rngs=rngs))
 
         params = [self.variables["params"][f"block_{layer}"] for layer in range(c.scan)]
         key = self.make_rng("dropout") if self.has_rng("dropout") else None
