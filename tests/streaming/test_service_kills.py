@@ -19,9 +19,9 @@ from mmrec_jax.streaming.versions import FOLDER, Versions
 from tests.streaming.conftest import events
 from tests.streaming.test_service import numbers, serviced, write
 
-WINDOWS = 6
+WINDOWS = 5
 SETTINGS = {"service.promote": "always", "service.forget_after": 3, "service.keep_versions": 2}
-KILLS = 6
+KILLS = 5
 LONGEST = 60.0  # seconds that a process may take to the end
 
 
