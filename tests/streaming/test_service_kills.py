@@ -91,7 +91,7 @@ def test_killed_at_random_moments_the_same_numbers_come_out_and_what_is_served_s
     for number in range(KILLS):
         process = started(processes, run, folder)
         start = time.monotonic()
-        wait = rng.uniform(0.2, 0.6) * once
+        wait = rng.uniform(0.1, 0.3) * once
         # Every other kill falls into a publication.
         while process.is_alive() and time.monotonic() - start < LONGEST:
             if publishing(run) if number % 2 else time.monotonic() - start > wait:
