@@ -6,13 +6,15 @@ import collections
 import dataclasses
 import gc
 
+import numpy as np
 import polars as pl
 
+from mmrec_jax.store.table import StateTable
 from mmrec_jax.streaming.learner import Learner
 from mmrec_jax.streaming.service import Service
 from mmrec_jax.streaming.versions import Versions
 from mmrec_jax.streaming.windows import Window
-from tests.streaming.conftest import events, settings, states
+from tests.streaming.conftest import events, settings
 from tests.streaming.test_service import MadeUp, write
 
 SETTLED, WINDOWS = 5, 8
@@ -34,6 +36,14 @@ def steady(window: Window) -> Window:
     return dataclasses.replace(window, events=window.events.with_columns(item="i" + numbers.cast(pl.String)))
 
 
+def plain(item_ids) -> StateTable:
+    """States that JAX compiles nothing for, however many items there are."""
+    rows = len(item_ids) + 1
+    values = np.random.default_rng(rows).normal(size=(rows, 6)).astype(np.float32)
+    names = ("words", "picture")
+    return StateTable(dict.fromkeys(names, (values,) * 3), {}, dict.fromkeys(names, np.arange(rows) > 0))
+
+
 def test_the_objects_of_a_stream_do_not_become_more(tmp_path):
     own, folder, workdir = settings(**QUICK), tmp_path / "in", tmp_path / "run"
     workdir.mkdir()
@@ -53,7 +63,7 @@ def test_the_objects_of_a_stream_do_not_become_more(tmp_path):
         workdir,
         folder,
         MadeUp(own.data, own.cached, own.extraction, ""),
-        lambda fingerprint, capacity: Learner(own, workdir, states, 128, {"data": fingerprint}),
+        lambda fingerprint, capacity: Learner(own, workdir, plain, 128, {"data": fingerprint}),
         publish,
         count,
         lambda line: None,
