@@ -10,6 +10,8 @@ Arguments: `configs/pod.py:lora` runs the four backbones in the step instead, wi
 from mmrec_jax.config import base, method, modality, unknown_argument
 
 LAYERS = (0, 4, 8, 12)
+LOTS = {"title": (0, 0), "image": (32, 6), "video": (4, 1), "audio": (16, 2)}
+"""Items of a chip at once, and attention heads at once, where backbones are run in the step: scores of 30 to 40 MB."""
 
 
 def get_config(argument: str = ""):
@@ -30,14 +32,21 @@ def get_config(argument: str = ""):
     config.model.length = 10
     config.training.batch_size = 8192
     config.parallel.encode = "own"
+    # 16 parts of the store, whatever the slice: on more chips several have the same rows, and share their items.
+    config.parallel.data, config.parallel.model = 16, -1
+    config.parallel.rules = (("batch", "data+model"), ("rows", "data"))
+    config.parallel.messages = "bfloat16"
     config.plan.catalogue = 10_000_000
     config.plan.users = 20_000_000
     config.plan.tokens = 24
     if argument == "lora":
         config.name = "pod_lora"
-        for name in config.modalities:
+        # No states lie anywhere, so that nothing is gained where each chip encodes its own.
+        config.parallel.encode, config.parallel.rules = "equal", ()
+        config.parallel.data, config.parallel.model = -1, 1
+        for name, (chunk, heads) in LOTS.items():
             config.modalities[name].compute_dtype = "bfloat16"
-            config.methods[name] = method(kind="lora", remat=True, chunk=64)
+            config.methods[name] = method(kind="lora", remat=True, scan=True, chunk=chunk, heads=heads)
     elif argument:
         raise unknown_argument("configs/pod.py", argument, "lora")
     return config

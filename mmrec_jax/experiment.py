@@ -298,7 +298,8 @@ def training_stream(
         epochs=config.training.epochs,
         size_multiple=math.lcm(16, groups),
         groups=groups,
-        group_rows=_rows_of_group(config, prepared, shards),
+        owners=shards.owners if shards else 1,
+        owner_rows=_rows_of_owner(config, prepared, shards),
         own_groups=own,
     )
     if live is None or catalogue is None:
@@ -309,11 +310,11 @@ def training_stream(
     return LiveStream(stream, live, catalogue, Share(groups, own))
 
 
-def _rows_of_group(config: RunConfig, prepared: PreparedData, shards: Shards | None) -> int:
-    """Catalogue rows that the devices of each group have; 0 where a batch's items need not be with them."""
+def _rows_of_owner(config: RunConfig, prepared: PreparedData, shards: Shards | None) -> int:
+    """Catalogue rows of each owner; 0 where a batch's items need not be with those who have them."""
     if shards is None or shards.encode != "own" or config.objective.candidates != "batch":
         return 0
-    return shards.rows_of_part(prepared.num_items + 1)
+    return shards.rows_of_owner(prepared.num_items + 1)
 
 
 def description(

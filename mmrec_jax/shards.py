@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import jax
@@ -32,6 +32,7 @@ class Shards:
         rows: axes of the mesh that rows of the catalogue are split over.
         negatives: `global` or `local`, see `parallel.ParallelConfig`.
         encode: `equal` or `own`, see there.
+        messages: type of item vectors and their gradients on their way between devices.
     """
 
     mesh: Mesh
@@ -39,6 +40,7 @@ class Shards:
     rows: tuple[str, ...] = ("data", "model", "expert")
     negatives: str = "global"
     encode: str = "equal"
+    messages: str = "float32"
 
     @property
     def own_devices(self) -> tuple[jax.Device, ...]:
@@ -64,18 +66,30 @@ class Shards:
         """In how many parts the catalogue's rows are split."""
         return self._parts(self.rows)
 
-    def rows_of_part(self, rows: int) -> int:
-        """Catalogue rows that the devices of one part of the batch have, of so many: part i has those from i times as
-        many on.
+    @property
+    def owners(self) -> int:
+        """Among how many parts of the catalogue a batch's items are shared out, where devices encode what they have.
 
-        Args:
-            rows: of the catalogue, before it is filled up to what the mesh divides.
+        Of the axes of the batch and of the rows one begins with the other. Where the batch has further ones, several
+        parts of it have the same rows, and share the items of these equally.
         """
-        return self.filled(rows) // self.batch_parts
+        return min(self.batch_parts, self.row_parts)
 
     def filled(self, rows: int) -> int:
-        """Rows of the catalogue filled up to what the mesh divides."""
-        return -(-rows // self.row_parts) * self.row_parts
+        """Rows of the catalogue once it is filled up to what the mesh divides."""
+        parts = self.divided.row_parts
+        return -(-rows // parts) * parts
+
+    def rows_of_owner(self, rows: int) -> int:
+        """Catalogue rows of one of the `owners`, of so many before they are filled up: owner i has those from i times
+        as many on."""
+        return self.filled(rows) // self.owners
+
+    @property
+    def divided(self) -> Shards:
+        """The same with rows over the axes of the batch too: for what is computed of all rows, by each device a part of
+        those that it has."""
+        return replace(self, rows=(*self.rows, *(axis for axis in self.batch if axis not in self.rows)))
 
     def own_rows(self, rows: int) -> tuple[slice, ...]:
         """Which of so many rows devices of this process have, once they are filled up: ranges in ascending order."""
@@ -122,6 +136,14 @@ class Shards:
     def map(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
         """The function on each device's own part: `jax.shard_map` over all axes of the mesh."""
         return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
+
+    def gathered(self, own: Num[Array, "own ..."]) -> Num[Array, "all ..."]:
+        """Inside `map`: the parts of all devices along the batch, one after another.
+
+        They are gathered as blocks along an axis of their own: gradients come back by a sum of which each device gets
+        its block, which XLA makes of blocks and not of rows in the middle of a tile.
+        """
+        return lax.all_gather(own, self.batch).reshape(-1, *own.shape[1:])
 
     def traced(self) -> contextlib.AbstractContextManager:
         """What is traced inside finds the mesh as `jax.sharding.get_abstract_mesh()`."""

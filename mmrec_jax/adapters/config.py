@@ -20,8 +20,8 @@ ADDING = {
 SELECTING = {"bitfit": (), "layer_norm": (), "top": ("top",), "full": ()}
 """Methods that train some of the backbone's own weights -> the keys that they read beside `layers`."""
 METHODS = ("frozen", *ADDING, *SELECTING)
-COMMON = ("kind", "remat", "chunk")
-HARMLESS = ("remat", "chunk", "start")
+COMMON = ("kind", "remat", "scan", "chunk", "heads")
+HARMLESS = ("remat", "scan", "chunk", "heads", "start")
 """Keys that change nothing of what a trained model computes."""
 WHOLE = ("frozen", "prompt", "top", "full")  # they concern no single blocks
 
@@ -45,8 +45,12 @@ class MethodConfig:
         top: how many of the last blocks "top" trains.
         start: folder that the `peft` library wrote, whose LoRA matrices training begins with; "" is fresh ones.
         remat: whether the backward pass computes each block again instead of keeping what is inside it.
+        scan: whether blocks that are alike are compiled once and run as a loop: programs small and soon compiled, for
+            a copy of the weights in each step and, with dropout, other draws.
         chunk: items (rows of several texts count as one) that a device encodes at once, one lot after another, with the
             backward pass encoding each lot again: a bound on memory; 0 is all at once.
+        heads: attention heads of whose scores there are any at a time; 0 is all. Those of a lot (items x tokens x
+            tokens x 4 bytes a head) stay in a TPU core's fast memory where they take less than about 40 MB.
     """
 
     kind: str = "lora"
@@ -62,7 +66,9 @@ class MethodConfig:
     top: int = 2
     start: str = ""
     remat: bool = False
+    scan: bool = False
     chunk: int = 0
+    heads: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in METHODS:
@@ -77,6 +83,8 @@ class MethodConfig:
                 raise ConfigError(f"{key}={getattr(self, key)}: must be at least 1.")
         if self.chunk < 0:
             raise ConfigError(f"chunk={self.chunk}: a number of items, or 0 for all at once.")
+        if self.heads < 0:
+            raise ConfigError(f"heads={self.heads}: a number of attention heads, or 0 for all at once.")
         if not self.alpha > 0 or self.scale == 0:
             raise ConfigError(f"alpha={self.alpha}, scale={self.scale}: alpha must be above 0, scale not 0.")
         if not 0 <= self.dropout < 1:

@@ -20,6 +20,7 @@ from mmrec_jax.backbones.transformer import (
     attend,
     visible_keys,
 )
+from mmrec_jax.errors import ConfigError
 
 Streams = tuple[tuple[str, int], ...]
 """The branches in the order of their tokens, each with how many tokens it has."""
@@ -54,7 +55,8 @@ class MultiwayBlock(nn.Module):
         entering = jnp.split(x, ends, axis=1)
         heads = [block.heads(part, None) for block, part in zip(blocks, entering, strict=True)]
         query, key, value = (jnp.concatenate(parts, axis=1) for parts in zip(*heads, strict=True))
-        attended = apply_method(self.method, "attend", self.layer, query, attend(query, key, value, visible))
+        attended = attend(query, key, value, visible, self.config.heads_at_once)
+        attended = apply_method(self.method, "attend", self.layer, query, attended)
         mixed = jnp.split(attended, ends, axis=1)
         leaving = [block.finish(*parts) for block, *parts in zip(blocks, entering, mixed, strict=True)]
         return apply_method(self.method, "block", self.layer, x, jnp.concatenate(leaving, axis=1))
@@ -78,6 +80,10 @@ class MultiwayTransformer(nn.Module):
             mask: True where a token is not padding.
         """
         c = self.config
+        if c.scan:
+            raise ConfigError(
+                "methods.*.scan: blocks with branches are not computed as a loop: leave it off for BEiT-3."
+            )
         visible = visible_keys(mask, c.causal, x.shape[1])
         block = nn.remat(MultiwayBlock) if c.remat else MultiwayBlock
         states = [x.astype(c.dtype)]

@@ -10,10 +10,13 @@ from typing import Literal, Protocol
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from mmrec_jax.backbones.gelu import gelu
 from mmrec_jax.backbones.rotary import Rotary, Turn, rotate, turn_of_positions
+from mmrec_jax.backbones.scan import scanned
+from mmrec_jax.types import Params
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
@@ -85,6 +88,9 @@ class TransformerConfig:
         sub_norm: whether attention normalises before `attention_out`, and the feed-forward before `down`
             (arXiv 2210.06423).
         remat: whether the backward pass computes each block again instead of keeping what is inside it.
+        scan: how many of the first blocks to compute, those that are alike as a loop (`backbones.scan`); their last
+            state stands for all above it. 0 computes all, each written out.
+        heads_at_once: of whose scores there are any at a time, forward and backward; 0 computes all at once.
         dtype: "float32" or "bfloat16" of the hidden states and products; norms, softmax and rotation stay in float32.
     """
 
@@ -106,6 +112,8 @@ class TransformerConfig:
     last_tokens: int = 0
     sub_norm: bool = False
     remat: bool = False
+    scan: int = 0
+    heads_at_once: int = 0
     dtype: str = "float32"
 
     @property
@@ -190,7 +198,7 @@ class Attention(nn.Module):
     def __call__(
         self, x: Float[Array, "batch token width"], visible: Visible | None, turn: Turn | None
     ) -> Float[Array, "batch token width"]:
-        return self.gather(attend(*self.heads(x, turn), visible))
+        return self.gather(attend(*self.heads(x, turn), visible, self.config.heads_at_once))
 
     def heads(self, x: Float[Array, "batch token width"], turn: Turn | None) -> tuple[Heads, Heads, Heads]:
         """Queries, keys and values, the same number of heads each."""
@@ -211,15 +219,29 @@ class Attention(nn.Module):
         return self.attention_out(self.sub_norm(mixed) if self.config.sub_norm else mixed)
 
 
-def attend(query: Heads, key: Heads, value: Heads, visible: Visible | None) -> Heads:
-    """Values averaged by the softmax of scores, which is in float32."""
+def attend(query: Heads, key: Heads, value: Heads, visible: Visible | None, at_once: int = 0) -> Heads:
+    """Values averaged by the softmax of scores, which is in float32; of `at_once` heads at a time, or of fewer where
+    these do not divide them."""
     # Heads before tokens: products over the middle axes are several times slower on CPU.
     query, key, value = (part.swapaxes(1, 2) for part in (query, key, value))
+    heads = query.shape[1]
+    if not 0 < at_once < heads:
+        return _averaged(query, key, value, visible).swapaxes(1, 2)
+    size = next(size for size in range(at_once, 0, -1) if heads % size == 0)
+    # The scores of a lot then fit into a TPU core's fast memory: written to HBM and read again, several times forward
+    # and backward, they would take longer than all products of the block.
+    query, key, value = (jnp.stack(jnp.split(part, heads // size, axis=1)) for part in (query, key, value))
+    averaged = jax.checkpoint(lambda part: _averaged(part[0], part[1], part[2], visible))
+    mixed = lax.map(averaged, (query, key, value))
+    return jnp.concatenate(list(mixed), axis=1).swapaxes(1, 2)
+
+
+def _averaged(query: Array, key: Array, value: Array, visible: Visible | None) -> Array:
     scores = jnp.einsum("bhqf,bhkf->bhqk", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
     if visible is not None:
         scores = jnp.where(visible, scores, jnp.finfo(scores.dtype).min)
     shares = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhqk,bhkf->bhqf", shares, value).swapaxes(1, 2)
+    return jnp.einsum("bhqk,bhkf->bhqf", shares, value)
 
 
 class FeedForward(nn.Module):
@@ -269,7 +291,8 @@ class Block(nn.Module):
         query, key, value = self.heads(x, turn)
         if self.layer == self.config.depth - 1 and (first := self.config.last_tokens):
             query, x, visible = query[:, :first], x[:, :first], None if visible is None else visible[:, :, :first]
-        return self.finish(x, self._with_method("attend", query, attend(query, key, value, visible)))
+        attended = attend(query, key, value, visible, self.config.heads_at_once)
+        return self.finish(x, self._with_method("attend", query, attended))
 
     def heads(self, x: Float[Array, "batch token width"], turn: Turn | None) -> tuple[Heads, Heads, Heads]:
         """Queries, keys and values of what enters the block."""
@@ -318,11 +341,30 @@ class Transformer(nn.Module):
         length = x.shape[1]
         visible = visible_keys(mask, c.causal, length)
         turn = turn_of_positions(c.rotary, c.features_per_head, length) if c.rotary else None
-        block = nn.remat(Block) if c.remat else Block
         states = [x.astype(c.dtype)]
-        for layer in range(c.depth):
-            states.append(block(c, layer, self.method, name=f"block_{layer}")(states[-1], visible, turn))
+        if c.scan and not self.is_initializing():
+            states += self._scanned(states[0], visible, turn)
+            states += states[-1:] * (c.depth - c.scan)
+        else:
+            block = nn.remat(Block) if c.remat else Block
+            for layer in range(c.depth):
+                states.append(block(c, layer, self.method, name=f"block_{layer}")(states[-1], visible, turn))
         return tuple(state[:, length - given :] if c.causal else state[:, :given] for state in states)
+
+    def _scanned(
+        self, x: Float[Array, "batch token width"], visible: Visible | None, turn: Turn | None
+    ) -> list[Float[Array, "batch token width"]]:
+        c = self.config
+
+        def block(layer: int, params: Params, x: Array, key: Array | None) -> Array:
+            rngs = None if key is None else {"dropout": key}
+            # Of no parent: its parameters are given, and not this module's own.
+            alone = Block(c, layer, self.method, parent=None)
+            return jnp.asarray(alone.apply({"params": params}, x, visible, turn, rngs=rngs))
+
+        params = [self.variables["params"][f"block_{layer}"] for layer in range(c.scan)]
+        key = self.make_rng("dropout") if self.has_rng("dropout") else None
+        return scanned(block, params, x, key, c.remat, apart=bool(c.last_tokens) and c.scan == c.depth)
 
     def _with_extra_tokens(self, x: Array, mask: Array | None) -> tuple[Array, Array | None]:
         """The tokens, and which are not padding, with those that a method adds."""

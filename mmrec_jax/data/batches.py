@@ -42,8 +42,8 @@ class TrainingStream:
     `positions`, `steps` and `users` is then `share.OwnRows`. The items of a batch are those of all its rows, and each
     process has them all.
 
-    Where each group has catalogue rows of its own, the distinct items lie in that part of the axis `distinct` whose
-    group has them, and 0 fills each part up.
+    Where some groups have catalogue rows that others have not, the distinct items of so many rows lie in one part of
+    the axis `distinct`, and those of the next rows in the next; 0 fills each part up.
 
     The axes `distinct` and `step` have one of few pairs of sizes (`sizes`), the same on all processes in a step.
     Streams over other rows of the same width can share them, and what was compiled, if the largest holds any batch.
@@ -66,13 +66,14 @@ class TrainingStream:
         fingerprint: str,
         epochs: int,
         groups: int = 1,
-        group_rows: int = 0,
+        owners: int = 1,
+        owner_rows: int = 0,
         own_groups: tuple[int, ...] | None = None,
         sizes: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.rows = rows
         self._share = Share(groups, own_groups)
-        self._groups, self._group_rows = groups, group_rows
+        self._groups, self._owners, self._owner_rows = groups, owners, owner_rows
         self._batch_size, self._epochs = batch_size, epochs
         self._shard_index, self._shard_count = shard_index, shard_count
         self._rows_per_step = batch_size * shard_count
@@ -163,23 +164,23 @@ class TrainingStream:
         """Sizes of `distinct` and `step` that hold every process's share of these rows."""
         shards, groups = self._shard_count, self._groups
         distinct = len(chosen.items) if shards == 1 else int(distinct_counts(chosen.events, shards).max())
-        if self._group_rows:
-            distinct = groups * int(self._by_owner(chosen.items).max())
+        if self._owner_rows:
+            distinct = self._owners * int(self._by_owner(chosen.items).max())
         if groups > 1:
             return distinct, groups * int(self._grouped(chosen.inputs).sum(axis=1).max())
         return distinct, int(step_counts(chosen.inputs, shards).max())
 
     def _by_owner(self, items: Int32[np.ndarray, " distinct"]) -> Int64[np.ndarray, " group"]:
-        """How many of the items each group has."""
-        return np.bincount(items // self._group_rows, minlength=self._groups)
+        """How many of the items each owner has."""
+        return np.bincount(items // self._owner_rows, minlength=self._owners)
 
     def _places(self, items: Int32[np.ndarray, " distinct"], size: int) -> Int64[np.ndarray, " distinct"]:
         """Where ascending items lie on an axis `distinct` of this size."""
         places = np.arange(len(items))
-        if not self._group_rows:
+        if not self._owner_rows:
             return places
-        owners = items // self._group_rows
-        return places - np.searchsorted(owners, np.arange(self._groups))[owners] + owners * (size // self._groups)
+        owners = items // self._owner_rows
+        return places - np.searchsorted(owners, np.arange(self._owners))[owners] + owners * (size // self._owners)
 
     def _grouped(self, inputs: Bool[np.ndarray, "rows length"]) -> Bool[np.ndarray, "group slot"]:
         """The inputs of each group's rows, of a batch that may have fewer rows than others."""
@@ -252,8 +253,8 @@ class TrainingStream:
             widest = np.sort(self.rows.stops - self.rows.starts)[-self._batch_size :]
             most = (widest - 1).sum() if self._groups == 1 else self._batch_size * (self.rows.width - 1)
             limit = min(num_items, widest.sum()) + 1, most
-            if self._group_rows:
-                # That all items of a batch are one group's cannot be planned for: twice what was needed is.
+            if self._owner_rows:
+                # That all items of a batch are one owner's cannot be planned for: twice what was needed is.
                 limit = 2 * needed[:, 0].max(), most
             fitting = np.vstack([np.minimum(fitting, limit), [limit]])
         sizes = np.unique(self._rounded(fitting), axis=0)
@@ -274,7 +275,8 @@ def training_batches(
     size_multiple: int = 16,
     epochs: int = 0,
     groups: int = 1,
-    group_rows: int = 0,
+    owners: int = 1,
+    owner_rows: int = 0,
     own_groups: tuple[int, ...] | None = None,
 ) -> TrainingStream:
     """Batches of training histories with their targets.
@@ -291,8 +293,9 @@ def training_batches(
             in them. 0 = unknown.
         groups: equal parts of a batch's rows, see `TrainingStream`; must divide `batch_size`, and be 1 for several
             shards.
-        group_rows: catalogue rows that each group has, in their order: a batch's items are then arranged by who has
-            them; 0 for no such arrangement.
+        owners: in how many parts the catalogue lies, each with some of the groups; a divisor of `groups`.
+        owner_rows: rows of each part, in their order: a batch's items are then arranged by who has them; 0 for no such
+            arrangement.
         own_groups: those whose rows this process makes; None for all.
 
     Raises:
@@ -326,7 +329,8 @@ def training_batches(
         fingerprint=prepared.fingerprint,
         epochs=epochs,
         groups=groups,
-        group_rows=group_rows,
+        owners=owners,
+        owner_rows=owner_rows,
         own_groups=own_groups,
     )
 

@@ -9,10 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax import traverse_util
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from mmrec_jax.adapters.config import MethodConfig
+from mmrec_jax.adapters.config import HARMLESS, MethodConfig
 from mmrec_jax.adapters.embedded import EmbeddedMethod, join, split, start_of, trained_names, used_names
 from mmrec_jax.adapters.peft_files import import_lora
 from mmrec_jax.backbones.backbone import Backbone, load
@@ -22,7 +24,7 @@ from mmrec_jax.backbones.image import ImagePreprocessor
 from mmrec_jax.backbones.video import VideoPreprocessor
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.live.inputs import RawInputs, normalised
-from mmrec_jax.live.parts import Layout, RawBatch, layout_of
+from mmrec_jax.live.parts import Grouped, Layout, RawBatch, layout_of
 from mmrec_jax.shards import Shards
 from mmrec_jax.types import Params
 
@@ -88,9 +90,25 @@ class LiveBackbone:
         keys = [None if rng is None else jax.random.fold_in(rng, n) for n in range(len(batch.parts))]
         vectors = [self._encoded(params, part, key, shards) for part, key in zip(batch.parts, keys, strict=True)]
         width, layers = self.shape
-        every = jnp.concatenate(vectors) if vectors else jnp.zeros((1, layers, width))
-        chosen = jnp.where(batch.present[:, None, None], every[batch.places], 0.0)
-        return tuple(chosen[:, layer] for layer in range(layers))
+        if not vectors:
+            return (jnp.zeros((batch.places.shape[0], width)),) * layers
+
+        def of_items(vectors, places, present):
+            return jnp.where(present[:, None, None], jnp.concatenate(vectors)[places], 0.0)
+
+        if shards is not None:
+            split = PartitionSpec(shards.batch)
+            of_items = shards.map(of_items, (split, split, split), split)
+        found = of_items(tuple(vectors), batch.places, batch.present)
+        return tuple(found[:, layer] for layer in range(layers))
+
+    @property
+    def _model(self) -> nn.Module:
+        """The encoder as the step computes it."""
+        model = model_for(self.backbone, [self.head])
+        config: Any = getattr(model, "config")  # noqa: B009 - every encoder keeps its core's sizes there
+        scan = max(self.head.layers) if self.method.scan else 0
+        return model.clone(config=replace(config, scan=scan, heads_at_once=self.method.heads))
 
     def _encoded(
         self, params: Params, part: Any, key: Array | None, shards: Shards | None
@@ -102,9 +120,7 @@ class LiveBackbone:
         def encoded(params, block, key):
             rngs = None if key is None else {"dropout": key}
             inputs = self._on_device(block)
-            (states,) = pooled_states(
-                model_for(self.backbone, [self.head]), (self.head,), tokens_of(self.backbone), params, inputs, rngs
-            )
+            (states,) = pooled_states(self._model, (self.head,), tokens_of(self.backbone), params, inputs, rngs)
             return states if shards is None else shards.by_batch(states)
 
         if not chunk or rows <= chunk * devices:
@@ -134,8 +150,9 @@ class LiveBackbone:
         return bool(getattr(self.backbone.model, "packs", False)) and self.method.kind != "prompt"
 
     def layout(self, inputs: RawInputs, groups: int = 1) -> Layout:
-        """How a batch's items become parts, whose rows can be split over so many groups of devices."""
-        return layout_of(inputs, self.backbone.preprocess, self.packs, groups * (self.method.chunk or 4))
+        """How a batch's items become parts; over several devices, each part of the items is one device's."""
+        own = layout_of(inputs, self.backbone.preprocess, self.packs, self.method.chunk or 4)
+        return own if groups == 1 else Grouped(own, groups)
 
     def encode(
         self, trained: Params, frozen: Params, inputs: RawInputs, parts: Sequence[slice]
@@ -214,7 +231,8 @@ def _given(backbone: Backbone, method: MethodConfig, trained: set[str], where: s
     """LoRA's matrices, on the host, from a folder of peft's, which must be of the method that the config says."""
     found, added = import_lora(method.start, backbone)
     every = method.layers == tuple(range(backbone.sizes.depth))  # as good as naming none
-    asked = replace(method, dropout=0.0, chunk=0, remat=False, start="", layers=() if every else method.layers)
+    harmless: dict[str, Any] = {key: getattr(MethodConfig, key) for key in HARMLESS}
+    asked = replace(method, **harmless, dropout=0.0, layers=() if every else method.layers)
     said = replace(found, dropout=0.0, targets=tuple(sorted(found.targets)))
     if replace(asked, targets=tuple(sorted(asked.targets))) != said:
         raise ConfigError(

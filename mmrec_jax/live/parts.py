@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int
@@ -18,7 +19,7 @@ from mmrec_jax.backbones.media import Preprocessor
 from mmrec_jax.backbones.packing import LEAST, WIDTHS, fill_rows, pack_tokens
 from mmrec_jax.backbones.text import TextPreprocessor
 from mmrec_jax.live.inputs import RawInputs
-from mmrec_jax.share import WHOLE, Share
+from mmrec_jax.share import WHOLE, OwnRows, Share
 
 _LENGTHS = (0.5, 0.9, 1.0)
 """Quantiles of the catalogue's lengths that parts are made of: each is computed as one block of rows."""
@@ -33,7 +34,8 @@ class RawBatch:
 
     Attributes:
         parts: what the encoder takes, one block of rows a part.
-        places: of each item among the vectors of all parts, one part after another; 0 for absent items.
+        places: of each item among the vectors of all parts, one part after another; 0 for absent items. Over several
+            devices, among those of its own device.
         present: whether an item has an input.
     """
 
@@ -181,6 +183,41 @@ class Packed:
 
             parts.append(share.of(alone, single))
         return RawBatch(tuple(parts), places, present)
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """One layout for each of several equal groups of items, whose rows lie one after another in every part.
+
+    A device that has a group's part of everything encodes its items, and no states move between devices.
+    """
+
+    own: Layout
+    groups: int
+
+    def needed(self, rows: Int[np.ndarray, " item"]) -> Sizes:
+        """Of the group that needs most."""
+        every = [self.own.needed(part) for part in np.split(rows, self.groups)]
+        return tuple(np.max(every, axis=0).tolist())
+
+    def sizes(self, needed: Sizes) -> Sizes:
+        """Rows of one group in each part."""
+        return self.own.sizes(needed)
+
+    def batch(self, rows: Int[np.ndarray, " item"], sizes: Sizes, share: Share = WHOLE) -> RawBatch:
+        """The groups' parts, of those groups that are in the share, and each item's place among its group's vectors."""
+        every = np.split(rows, self.groups)
+        if share.own is None:
+            made = [self.own.batch(part, sizes) for part in every]
+            return jax.tree.map(lambda *leaves: np.concatenate(leaves), *made)
+        own = share.own
+        made = [self.own.batch(every[group], sizes) for group in own]
+
+        def of_groups(*leaves: np.ndarray) -> OwnRows:
+            each = len(leaves[0])
+            return OwnRows(self.groups * each, {n * each: leaf for n, leaf in zip(own, leaves, strict=True)})
+
+        return jax.tree.map(of_groups, *made)
 
 
 def _block_of_texts(texts: Sequence[np.ndarray], size: int, length: int) -> Tokens:

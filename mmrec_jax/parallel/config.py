@@ -36,9 +36,12 @@ class ParallelConfig:
         encode: which items of a batch a device encodes: an `equal` share, for which states move between devices, or its
             `own`, those whose states it has. Own items move nothing, which is what makes a batch scale to many devices;
             but their number differs, and all are filled up to the largest: for catalogues whose popular items are not
-            next to each other.
+            next to each other. With `rows` over fewer axes than `batch`, devices that have the same rows share their
+            items equally: the store takes more memory, and less is filled up.
         negatives: `global` (the whole step's items, as on one device) or `local` (those of the users on the same
             device along `batch`).
+        messages: type in which item vectors go to all devices, and their gradients back: `float32`, or `bfloat16`, of
+            half the bytes. A TPU multiplies float32 as bfloat16 by default, so that scores lose nothing there.
         timeout_seconds: of several processes, how long one may be late at the start or silent later on before it
             counts as lost, which ends the others.
     """
@@ -49,6 +52,7 @@ class ParallelConfig:
     rules: tuple[tuple[str, str], ...] = ()
     negatives: str = "global"
     encode: str = "equal"
+    messages: str = "float32"
     timeout_seconds: float = 300.0
 
     def __post_init__(self):
@@ -62,12 +66,14 @@ class ParallelConfig:
             raise ConfigError(f"parallel.negatives={self.negatives!r}: choose global or local.")
         if self.encode not in ("equal", "own"):
             raise ConfigError(f"parallel.encode={self.encode!r}: choose equal or own.")
-        if self.encode == "own" and (
-            not self.axes("batch") or self.axes("rows")[: len(self.axes("batch"))] != self.axes("batch")
-        ):
+        if self.messages not in ("float32", "bfloat16"):
+            raise ConfigError(f"parallel.messages={self.messages!r}: choose float32 or bfloat16.")
+        batch, rows = self.axes("batch"), self.axes("rows")
+        shorter = min(len(batch), len(rows))
+        if self.encode == "own" and (not batch or batch[:shorter] != rows[:shorter]):
             raise ConfigError(
-                f"parallel.encode='own': rows over {self.axes('rows')} must begin with the axes of the batch, "
-                f"{self.axes('batch')}, so that every part of a batch has rows of its own."
+                f"parallel.encode='own': of the axes of the rows, {rows}, and those of the batch, {batch}, one must "
+                "begin with the other, so that every part of a batch has rows of its own, or several parts the same."
             )
         if not self.timeout_seconds > 0:
             raise ConfigError(f"parallel.timeout_seconds={self.timeout_seconds}: give a number of seconds above 0.")

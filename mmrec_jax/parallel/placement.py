@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import traverse_util
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmrec_jax.backbones.sharding import MESH_AXES, parameter_shardings
 from mmrec_jax.backbones.transformer import TransformerConfig
@@ -42,7 +42,12 @@ def run_shards(config: ParallelConfig) -> Shards | None:
     mesh = run_mesh(config)
     if mesh is None:
         return None
-    return Shards(mesh, config.axes("batch"), config.axes("rows"), config.negatives, config.encode)
+    return shards_over(mesh, config)
+
+
+def shards_over(mesh: Mesh, config: ParallelConfig) -> Shards:
+    """What is split over a mesh."""
+    return Shards(mesh, config.axes("batch"), config.axes("rows"), config.negatives, config.encode, config.messages)
 
 
 class MeshPlacement:

@@ -51,7 +51,7 @@ class MeshScorer:
         else:
             frozen = placement.catalogue(frozen)
         self._vectors = _encoded(task, self._params, frozen)
-        self._scored = RowCatalogue(_score_vectors(task, self._vectors), self._shards, frozen.num_rows)
+        self._scored = RowCatalogue(_score_vectors(task, self._vectors), self._shards.divided, frozen.num_rows)
 
     def item_vectors(self) -> RowCatalogue:
         """Vectors to score with, by rows."""
@@ -68,9 +68,9 @@ class MeshScorer:
 def _encoded(
     task: SequentialRecommendation, params: Params, frozen: SequentialFrozen
 ) -> Float[Array, "filled_row width"]:
-    """Vectors of all rows: each device encodes a block of its own at a time."""
-    shards = task.shards
-    assert shards is not None
+    """Vectors of all rows, `Shards.divided`: each device encodes a block of its own at a time."""
+    assert task.shards is not None
+    shards = task.shards.divided
     own = frozen.log_popularity.shape[0] // shards.row_parts
     block = min(ITEM_BLOCK, own)
     vectors: Any = None
@@ -86,14 +86,16 @@ def _encoded(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def encode_block(task, block, params, frozen, first):
-    shards: Shards = task.shards
-    rows = PartitionSpec(shards.rows or None)
+    held, shards = task.shards, task.shards.divided
+    rows, own = PartitionSpec(shards.rows or None), frozen.log_popularity.shape[0] // shards.row_parts
+    further = shards.rows[len(held.rows) :]
 
     def cut(arrays, first):
-        return jax.tree.map(lambda array: lax.dynamic_slice_in_dim(array, first, block), arrays)
+        # Of the rows that a device holds it computes those of its own part.
+        start = first + (lax.axis_index(further) * own if further else 0)
+        return jax.tree.map(lambda array: lax.dynamic_slice_in_dim(array, start, block), arrays)
 
     def numbers(first):
-        own = frozen.log_popularity.shape[0] // shards.row_parts
         device = lax.axis_index(shards.rows) if shards.rows else 0
         return device * own + first + jnp.arange(block, dtype=jnp.int32)
 
@@ -103,7 +105,8 @@ def encode_block(task, block, params, frozen, first):
     if frozen.states is not None:
         table = frozen.states
         arrays = (table.values, table.scales, table.present)
-        values, scales, present = shards.map(cut, (rows, PartitionSpec()), rows)(arrays, first)
+        where = PartitionSpec(held.rows or None), PartitionSpec()
+        values, scales, present = shards.map(cut, where, rows)(arrays, first)
         states = StateTable(values, scales, present, table.complete).whole()
     vectors = task.item_vectors(params, task.item_encoder.given(states, items)).vector
     return lax.with_sharding_constraint(vectors, NamedSharding(shards.mesh, rows))
@@ -131,7 +134,7 @@ def _score_vectors(task, vectors):
 
 @partial(jax.jit, static_argnums=0)
 def encode_users(task, params, vectors, inputs):
-    shards: Shards = task.shards
+    shards: Shards = task.shards.divided
     (read,) = shards.take((vectors,), inputs.reshape(-1))
     users = task.users_of(params, read.reshape(*inputs.shape, -1), inputs > 0)
     return lax.with_sharding_constraint(users, shards.whole)

@@ -24,6 +24,7 @@ class Collective:
         across: whether a group has chips of several hosts.
         times: how often it is run.
         name: of the instruction, and the operation of the source that it comes from.
+        chain: what all instructions have in common that the compiler makes of one message; "" where it is one.
     """
 
     kind: str
@@ -32,6 +33,12 @@ class Collective:
     across: bool = False
     times: float = 1.0
     name: str = ""
+    chain: str = ""
+
+    @property
+    def message(self) -> tuple[str, str, float]:
+        """What tells it from others of a computation."""
+        return self.chain, self.kind, self.bytes
 
 
 def collective(instruction: Instruction, computation: Computation, topology: Topology) -> Collective | None:
@@ -46,7 +53,8 @@ def collective(instruction: Instruction, computation: Computation, topology: Top
     hosts = {member // topology.per_host for member in members}
     source = re.search(r'op_name="([^"]*)"', instruction.text)
     label = instruction.name + (f" ({source[1]})" if source else "")
-    return Collective(kind, size, len(members), len(hosts) > 1, 1.0, label)
+    chain = re.search(r'chain_id="(\w+)"', instruction.text)
+    return Collective(kind, size, len(members), len(hosts) > 1, 1.0, label, chain[1] if chain else "")
 
 
 def group_members(text: str, chips: int) -> list[int]:

@@ -61,7 +61,7 @@ def costs(module: Module, topology: Topology) -> Costs:
     """Costs of a program.
 
     Loops count as often as their condition says where their counter starts at and moves by constants; of branches, the
-    dearest.
+    cheapest: the only ones of a run's programs look for values that are not finite once a loss is not.
     """
     return _Counter(module, topology).of(module.entry)
 
@@ -74,18 +74,18 @@ class _Counter:
     def of(self, computation: Computation) -> Costs:
         """Costs of one run of a computation."""
         if computation.name not in self._known:
-            total = Costs()
+            total, messages = Costs(), set[tuple]()
             for instruction in computation:
-                total.add(self._one(instruction, computation))
+                total.add(self._one(instruction, computation, messages))
             self._known[computation.name] = total
         return self._known[computation.name]
 
-    def _one(self, instruction: Instruction, computation: Computation) -> Costs:
+    def _one(self, instruction: Instruction, computation: Computation, messages: set[tuple]) -> Costs:
         if instruction.opcode == "while":
             return self._loop(instruction, computation)
         if instruction.opcode == "conditional":
             branches = [self.of(self._module.computations[name]) for name in _branches(instruction)]
-            return max(branches, key=lambda found: found.seconds, default=Costs())
+            return min(branches, key=lambda found: found.seconds, default=Costs())
         if instruction.opcode == "call" or instruction.opcode == "async-start":
             name = instruction.attribute("to_apply") or instruction.attribute("calls")
             return self.of(self._module.computations[name])
@@ -95,7 +95,9 @@ class _Counter:
         made.busy = _busy(self._topology.chip, products, made.bytes)
         if cycles := re.search(r'"estimated_cycles":"(\d+)"', instruction.text):
             made.cycles = float(cycles[1])
-        made.collectives = list(self._sent(instruction, computation))
+        # A message that goes on beside the computing stands in each fusion that it goes on beside: it is sent once.
+        made.collectives = [sent for sent in self._sent(instruction, computation) if sent.message not in messages]
+        messages |= {sent.message for sent in made.collectives if sent.chain}
         made.sending = sum(collectives.seconds(sent, self._topology) for sent in made.collectives)
         return made
 

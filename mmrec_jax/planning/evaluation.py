@@ -47,7 +47,8 @@ class EvaluationPlan:
 
 def plan_evaluation(run: RunShapes) -> EvaluationPlan:
     """Compiles what encodes the catalogue, what encodes users, and what ranks."""
-    shards, settings, width = run.shards, run.config.evaluation, run.config.model.width
+    shards = None if run.shards is None else run.shards.divided
+    settings, width = run.config.evaluation, run.config.model.width
     frozen, rows = run.evaluated, run.evaluated.log_popularity.shape[0]
     own = rows if shards is None else rows // shards.row_parts
     block = min(scorer.ITEM_BLOCK, own)

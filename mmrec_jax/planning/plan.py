@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmrec_jax.config import RunConfig
-from mmrec_jax.planning.advice import advice
+from mmrec_jax.errors import ConfigError, PlanningError
+from mmrec_jax.planning.advice import remedies
 from mmrec_jax.planning.collectives import seconds as message_seconds
 from mmrec_jax.planning.compile import Program
 from mmrec_jax.planning.evaluation import EvaluationPlan, plan_evaluation
@@ -52,8 +53,28 @@ def make_plan(config: RunConfig, topology: Topology, sizes: Sizes, smaller: Topo
         "evaluation": _evaluation(plan_evaluation(run), run) if "evaluation" in wanted else None,
         "extraction": {name: _extraction(found, sizes) for name, found in extraction.items()},
         "compared": None if smaller is None else _compared(config, topology, smaller, sizes, training),
-        "advice": advice(training, run),
+        "advice": _advice(training, run),
     }
+
+
+def _advice(training: dict[str, Any], run: RunShapes) -> list[dict[str, Any]]:
+    """Remedies on top of each other, each planned, until the step fits; none where it does, or nothing is known."""
+    if training["fits"] is not False:
+        return []
+    config, topology, sizes, found = run.config, run.topology, run.sizes, []
+    for remedy in remedies(training, run):
+        tried = remedy.applied(config, topology, sizes)
+        try:
+            changed = run_shapes(*tried)
+        except (ConfigError, PlanningError):
+            continue  # a mesh or a slice that there is not
+        made = _step(plan_step(changed), changed)
+        config, topology, sizes = tried
+        kept = {key: made[key] for key in ("total_bytes", "available_bytes", "fits", "refused")}
+        found.append({"flags": remedy.flags, "why": remedy.why, **kept})
+        if made["fits"]:
+            break
+    return found
 
 
 def times(programs: Sequence[Program], topology: Topology) -> dict[str, float | None]:
@@ -162,19 +183,20 @@ def _extraction(found: ExtractionPlan, sizes: Sizes) -> dict[str, Any]:
 def _compared(
     config: RunConfig, topology: Topology, smaller: Topology, sizes: Sizes, training: dict[str, Any]
 ) -> dict[str, Any]:
-    """The step on a smaller slice: with the same batch, and with the same batch a chip."""
+    """The step on a smaller slice: `strong` scaling has the same batch there, `weak` scaling the same users a chip."""
     part = topology.chips // smaller.chips
     fewer = dataclasses.replace(
         sizes, batch=sizes.batch // part, distinct=sizes.distinct // part, steps=sizes.steps // part
     )
     found: dict[str, Any] = {"topology": smaller.name, "chips": smaller.chips}
-    for name, chosen in (("same_batch", sizes), ("same_batch_a_chip", fewer)):
+    for name, chosen in (("strong", sizes), ("weak", fewer)):
         run = run_shapes(config, smaller, chosen)
         made = _step(plan_step(run), run)
         # Examples a second and chip of the larger, as a share of those of the smaller.
         share = chosen.batch / sizes.batch * topology.chips / smaller.chips
         found[name] = {
             "batch": chosen.batch,
+            "users_a_chip": chosen.batch / smaller.chips,
             "total_bytes": made["total_bytes"],
             "fits": made["fits"],
             "seconds": made["seconds"],

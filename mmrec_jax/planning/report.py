@@ -6,6 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 GIB = 2.0**30
+ACCOUNTS = {
+    "roofline": "each instruction at the chip's peak or its memory's rate, then each message by itself",
+    "overlapped": "the same, with all messages beside the computing",
+    "compiler": "the compiler's optimum, messages as memory traffic only, each loop once",
+    "cycles": "the compiler's estimates of single instructions, without messages",
+}
+"""By which a step's time is told, and what each has."""
 
 
 def as_page(plan: dict[str, Any], command: str) -> str:
@@ -34,7 +41,7 @@ def as_page(plan: dict[str, Any], command: str) -> str:
     if plan["compared"]:
         parts += ["## Scaling", _scaling(plan)]
     if plan["advice"]:
-        parts += ["## What to change", "\n".join(f"- {text}" for text in plan["advice"])]
+        parts += ["## What to change", _advice(plan["advice"])]
     parts += ["## Where this is weak", weaknesses(plan)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -61,14 +68,8 @@ def _memory(training: dict[str, Any]) -> str:
 
 
 def _seconds(training: dict[str, Any]) -> str:
-    accounts = {
-        "roofline": "each instruction at the chip's peak or its memory's rate, then each message by itself",
-        "overlapped": "the same, with all messages beside the computing",
-        "compiler": "the compiler's optimum, messages as memory traffic only, each loop once",
-        "cycles": "the compiler's estimates of single instructions, without messages",
-    }
     found = training["seconds"]
-    rows = [(name, duration(found[name]), text) for name, text in accounts.items() if found[name]]
+    rows = [(name, duration(found[name]), text) for name, text in ACCOUNTS.items() if found[name]]
     if not rows:
         return "No time is predicted: " + (training["refused"] or "no rate is known of this chip.")
     rate = training["examples_per_second"]
@@ -148,18 +149,43 @@ def _extraction(found: dict[str, Any]) -> str:
 def _scaling(plan: dict[str, Any]) -> str:
     compared = plan["compared"]
     rows = []
-    for key, label in (("same_batch", "the same batch"), ("same_batch_a_chip", "the same batch a chip")):
+    for key, label in (("strong", "strong scaling: the same batch"), ("weak", "weak scaling: the same users a chip")):
         part = compared[key]
         efficiency = part["efficiency"]
         rows.append(
             (
-                f"{label} ({part['batch']:,} there)",
+                label,
+                f"{part['batch']:,} and {plan['sizes']['batch']:,}",
+                f"{part['users_a_chip']:,.0f} and {plan['sizes']['batch'] / plan['chips']:,.0f}",
                 duration(part["seconds"]["roofline"]),
-                *(f"{efficiency[a]:.0%}" if efficiency[a] else "" for a in ("roofline", "overlapped", "compiler")),
+                *(f"{efficiency[a]:.0%}" if efficiency[a] else "" for a in ACCOUNTS),
             )
         )
-    head = (f"against {compared['topology']}", "its step", "efficiency, roofline", "overlapped", "compiler")
+    head = (
+        f"from {compared['topology']} to {plan['topology']}",
+        "users a batch",
+        "users a chip",
+        "its step",
+        *(f"efficiency, {account}" for account in ACCOUNTS),
+    )
     return table(head, rows)
+
+
+def _advice(found: list[dict[str, Any]]) -> str:
+    """What was tried, each with all that stands above it."""
+    rows = [
+        (
+            f"`{tried['flags']}`",
+            tried["why"],
+            size(tried["total_bytes"]),
+            "fits" if tried["fits"] else "does not fit",
+        )
+        for tried in found
+    ]
+    told = "Each line was planned with those above it."
+    if not found or not found[-1]["fits"]:
+        told += " None of it is enough: take fewer tokens, frames or layers, or chips with more memory."
+    return table(("add", "which", "a chip then needs", ""), rows) + f"\n\n{told}"
 
 
 def weaknesses(plan: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from mmrec_jax.live import LiveBackbones, LiveCatalogue, RawInputs
 from mmrec_jax.live.catalogue import LiveFrozen
 from mmrec_jax.live.parts import RawBatch
 from mmrec_jax.parallel.mesh import make_mesh
-from mmrec_jax.parallel.placement import MeshPlacement
+from mmrec_jax.parallel.placement import MeshPlacement, shards_over
 from mmrec_jax.planning.backbones import backbone_shapes, head_of, input_shapes, live_shapes
 from mmrec_jax.planning.topology import Topology, devices
 from mmrec_jax.shards import Shards
@@ -142,8 +142,7 @@ def shards_of(config: RunConfig, topology: Topology) -> Shards | None:
     """
     if topology.chips == 1 and all(size in (-1, 1) for size in config.parallel.sizes):
         return None
-    mesh, parallel = make_mesh(config.parallel, devices(topology)), config.parallel
-    return Shards(mesh, parallel.axes("batch"), parallel.axes("rows"), parallel.negatives, parallel.encode)
+    return shards_over(make_mesh(config.parallel, devices(topology)), config.parallel)
 
 
 def for_platform(config: RunConfig, topology: Topology) -> RunConfig:
@@ -172,8 +171,8 @@ def axes(config: RunConfig, sizes: Sizes, shards: Shards | None) -> tuple[int, i
     groups = shards.batch_parts if shards else 1
     multiple, distinct = math.lcm(16, groups), float(sizes.distinct)
     if shards is not None and shards.encode == "own" and config.objective.candidates == "batch":
-        mean = distinct / groups
-        distinct = groups * (mean + 4 * math.sqrt(mean))
+        mean = distinct / shards.owners
+        distinct = shards.owners * (mean + 4 * math.sqrt(mean))
 
     def rounded(size: float, by: int) -> int:
         return math.ceil(size / by) * by
@@ -212,7 +211,7 @@ def _frozen(
     live: LiveFrozen | None,
 ) -> SequentialFrozen:
     """The catalogue with the states of the modalities `tabled`: as the store has them, live ones as float32."""
-    padded = rows if shards is None else -(-rows // shards.row_parts) * shards.row_parts
+    padded = rows if shards is None else shards.filled(rows)
     where = SingleDeviceSharding(device) if shards is None else shards.split(shards.rows, padded)
 
     def of_rows(dtype: Any, *sizes: int) -> Any:
@@ -269,16 +268,15 @@ def _batch(
     groups = 1 if shards is None else shards.batch_parts
     for name, part in (live.backbones if live else {}).items():
         modality = config.modalities[name]
-        # Rows of every device divide into the method's lots.
-        multiple = groups * (part.method.chunk or 4)
-        rows = -(-distinct // multiple) * multiple
+        # Each device has the inputs of its own items, in rows that divide into the method's lots.
+        multiple = part.method.chunk or 4
+        rows = -(-distinct // groups // multiple) * multiple
         inputs, _ = input_shapes(modality, part.backbone, rows, tokens=config.plan.tokens, packs=part.packs, raw=True)
-        inputs = jax.tree.map(
-            lambda leaf, multiple=multiple: split(
-                (-(-leaf.shape[0] // multiple) * multiple, *leaf.shape[1:]), leaf.dtype
-            ),
-            inputs,
-        )
+
+        def over_devices(leaf: Any, multiple: int = multiple) -> Any:
+            return split((groups * -(-leaf.shape[0] // multiple) * multiple, *leaf.shape[1:]), leaf.dtype)
+
+        inputs = jax.tree.map(over_devices, inputs)
         media[name] = RawBatch((inputs,), split((distinct,)), split((distinct,), jnp.bool_))
     return SequenceBatch(
         items=split((distinct,)),

@@ -62,6 +62,17 @@ class Topology:
             shape[longest] //= 2
         return replace(self, shape=tuple(shape))
 
+    def larger(self, chips: int) -> Topology | None:
+        """A slice of the same kind with at least so many chips: the shortest axis is doubled until it has them; of a
+        GPU cluster, the hosts. None for CPUs, of which this machine has what it has."""
+        if self.chip.platform == "cpu":
+            return None
+        shape = list(self.shape)
+        while math.prod(shape) < chips:
+            gpu = self.chip.platform == "cuda"
+            shape[1 if gpu else min(range(len(shape)), key=lambda axis: shape[axis])] *= 2
+        return replace(self, shape=tuple(shape))
+
 
 def parse_topology(name: str) -> Topology:
     """The topology of a name, such as `v5e:16x16`.

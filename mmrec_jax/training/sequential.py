@@ -73,12 +73,35 @@ def _at_steps(
     return chosen(positions[:, :-1]), chosen(positions[:, 1:]), rows
 
 
-def _of_own_users(inputs: SequentialInputs) -> SequentialInputs:
-    """The inputs with those candidates alone that occur in their rows."""
-    batch = inputs.batch
-    counts = jnp.zeros_like(batch.counts).at[batch.positions].add(1).at[0].set(0)
-    candidates = jnp.where(counts > 0, inputs.candidates, 0)
-    return replace(inputs, batch=replace(batch, counts=counts), candidates=candidates)
+def _with_all_candidates(inputs: SequentialInputs, shards: Shards) -> SequentialInputs:
+    """The inputs of a device with what the loss reads of the candidates of all: one message."""
+    popularity = lax.bitcast_convert_type(inputs.log_popularity, jnp.int32)
+    every = shards.gathered(jnp.stack([inputs.candidates, inputs.batch.counts, popularity], axis=1))
+    batch = replace(inputs.batch, counts=every[:, 1])
+    popularity = lax.bitcast_convert_type(every[:, 2], jnp.float32)
+    return replace(inputs, batch=batch, candidates=every[:, 0], log_popularity=popularity)
+
+
+def _of_own_users(
+    inputs: SequentialInputs, vectors: Float[Array, "candidate width"]
+) -> tuple[SequentialInputs, Float[Array, "own width"]]:
+    """The inputs and the vectors with those candidates alone that occur in their rows: as many as these have events."""
+    batch, places = inputs.batch, inputs.positions
+    most = min(places.size + 1, vectors.shape[0])
+    # The padding, place 0, is the first; what is left at the end is padding too.
+    own, counts = jnp.unique(jnp.append(places, 0), return_counts=True, size=most, fill_value=0)
+    is_real = own > 0
+    among = partial(jnp.searchsorted, jnp.where(is_real | (jnp.arange(most) == 0), own, vectors.shape[0]))
+    inputs = replace(
+        inputs,
+        batch=replace(batch, counts=jnp.where(is_real, counts, 0)),
+        candidates=jnp.where(is_real, inputs.candidates[own], 0),
+        positions=among(places),
+        read=among(inputs.read),
+        targets=among(inputs.targets),
+        log_popularity=inputs.log_popularity[own],
+    )
+    return inputs, vectors[own]
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: jitted functions take the task as a static argument
@@ -264,26 +287,30 @@ class SequentialRecommendation:
         shards = self.shards
         assert shards is not None
         total_rows, divides = inputs.positions.shape[0], vectors.shape[0] % shards.batch_parts == 0
+        of_batch = self.objective.candidates == "batch" and divides
 
         def summed(params, vectors, inputs, key):
             # From here on they are each device's own: their gradients are summed once, at this place, and each device
             # gets those of the vectors that it encoded.
             if divides:
-                vectors = lax.all_gather(vectors, shards.batch, tiled=True)
+                dtype, sent = vectors.dtype, vectors.astype(shards.messages)
+                vectors = shards.gathered(sent).astype(dtype)
                 params = lax.pcast(params, shards.batch, to="varying")
             else:
                 params, vectors = lax.pcast((params, vectors), shards.batch, to="varying")
+            inputs = _with_all_candidates(inputs, shards) if of_batch else inputs
             own = inputs.positions.shape[0]
             part = BatchPart(lax.axis_index(shards.batch) * own, total_rows)
             if shards.negatives == "local" and self.objective.candidates == "batch":
-                inputs = _of_own_users(inputs)
+                inputs, vectors = _of_own_users(inputs, vectors)
             return lax.psum(self._summed_losses(params, vectors, inputs, key, part), shards.batch)
 
         split, whole = PartitionSpec(shards.batch), PartitionSpec()
-        specs = jax.tree.map(lambda _: split, inputs)
-        batch = replace(specs.batch, items=whole, counts=whole)
-        specs = replace(specs, batch=batch, candidates=whole, log_popularity=whole)
         given = split if divides else whole
+        specs = jax.tree.map(lambda _: split, inputs)
+        if not of_batch:
+            batch = replace(specs.batch, items=whole, counts=whole)
+            specs = replace(specs, batch=batch, candidates=whole, log_popularity=whole)
         return shards.map(summed, (whole, given, specs, whole), (whole, whole))(params, vectors, inputs, key)
 
     def _with_live_states(self, params, frozen, inputs: SequentialInputs, rng) -> Any:

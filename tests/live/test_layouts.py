@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from mmrec_jax.backbones.family import Tokens
 from mmrec_jax.backbones.packing import LEAST
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.live.inputs import RawInputs, _put
-from mmrec_jax.live.parts import ByLength, Layout, Packed, RawBatch
+from mmrec_jax.live.parts import ByLength, Grouped, Layout, Packed, RawBatch
 from mmrec_jax.live.stream import LiveStream
 from mmrec_jax.share import Share
 from mmrec_jax.types import SequenceBatch
@@ -61,6 +62,23 @@ def test_every_item_lies_where_it_is_said_to_and_absent_ones_nowhere(packed: boo
         assert len(set(batch.places[batch.present])) == batch.present.sum()
     assert len(shapes) == 1
     assert all(count % 2 == 0 for count in layout.sizes(most))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_over_devices_each_part_of_the_items_is_found_among_the_rows_of_its_own_device(packed, monkeypatch) -> None:
+    inputs, groups = ragged(LENGTHS), 2
+    monkeypatch.setattr("mmrec_jax.live.parts.TextPreprocessor", NoPreprocessing)
+    own: Layout = Packed(inputs, 64, 96, 2) if packed else ByLength(inputs, NoPreprocessing(), (16, 64, 96), 2)
+    layout = Grouped(own, groups)
+    rows = np.asarray([0, 1, 2, 3, 4, 6, 7, 10, 9, 8])
+    batch = layout.batch(rows, layout.sizes(layout.needed(rows)))
+    leaves, tree = jax.tree.flatten(batch)
+    devices = [jax.tree.unflatten(tree, own) for own in zip(*(np.split(leaf, groups) for leaf in leaves), strict=True)]
+    for items, of_device in zip(np.split(rows, groups), devices, strict=True):
+        for row, present, place in zip(items, of_device.present, of_device.places, strict=True):
+            assert present == (LENGTHS[row] > 0)
+            if present:
+                assert text_at(of_device, int(place), 64) == inputs[row].tolist()
 
 
 @pytest.mark.parametrize("packed", [True, False])

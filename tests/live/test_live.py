@@ -132,9 +132,9 @@ def test_live_frozen_backbones_are_the_same_model_as_cached_states(shop: Path, t
         np.testing.assert_array_equal(table.present[name], stored.present[name])
 
 
-def test_chunks_and_rematerialisation_change_memory_and_not_the_gradient(shop: Path, tmp_path: Path) -> None:
+def test_chunks_rematerialisation_and_scans_change_memory_and_not_the_gradient(shop: Path, tmp_path: Path) -> None:
     key, found = jax.random.key(1), []
-    for more in ({}, {"remat": True, "chunk": 2}):
+    for more in ({}, {"remat": True, "scan": True, "chunk": 2, "heads": 1}):
         settings = {"words": {"kind": "lora", "rank": 2, "targets": ("query", "up"), **more}}
         run = open_run(config_of(shop, settings, "words"), tmp_path / "run")
         if not found:

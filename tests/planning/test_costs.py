@@ -18,6 +18,7 @@ import pytest
 from mmrec_jax.planning.collectives import Collective, group_members, seconds
 from mmrec_jax.planning.compile import compile_program
 from mmrec_jax.planning.costs import costs, trip_count
+from mmrec_jax.planning.hlo import read
 from mmrec_jax.planning.topology import parse_topology
 
 TPU, GPU = parse_topology("v5e:4x4"), parse_topology("h100:1x1x8")
@@ -143,3 +144,54 @@ def test_a_whole_axis_of_a_pod_is_a_ring_and_a_part_of_one_is_a_line():
     assert seconds(Collective("all-gather", 1e9, 16), TPU) == pytest.approx(1e9 * 15 / 16 / 100e9, rel=0.05)
     # Along one axis of two, half of the links are used.
     assert seconds(Collective("all-gather", 1e9, 16), large) == pytest.approx(1e9 * 15 / 16 / 100e9, rel=0.05)
+
+
+BESIDE = """\
+HloModule beside
+
+%start (p: f32[4,64]) -> (f32[4,64], f32[64,64]) {
+  %p = f32[4,64]{1,0} parameter(0)
+  %gathered = f32[64,64]{1,0} all-gather(%p), replica_groups={}, dimensions={0}, CHAIN
+  ROOT %pair = (f32[4,64]{1,0}, f32[64,64]{1,0}) tuple(%p, %gathered)
+}
+
+%step (q: f32[4,64]) -> f32[64,64] {
+  %q = f32[4,64]{1,0} parameter(0)
+  ROOT %gathering = f32[64,64]{1,0} all-gather(%q), replica_groups={}, dimensions={0}, CHAIN
+}
+
+ENTRY %main (x: f32[4,64]) -> f32[64,64] {
+  %x = f32[4,64]{1,0} parameter(0)
+  %begun = (f32[4,64]{1,0}, f32[64,64]{1,0}) fusion(%x), kind=kCustom, calls=%start
+  ROOT %done = f32[64,64]{1,0} fusion(%x), kind=kCustom, calls=%step
+}
+"""
+
+
+def test_a_message_beside_the_computing_stands_in_several_fusions_and_counts_once():
+    (sent,) = costs(read(BESIDE.replace("CHAIN", 'frontend_attributes={chain_id="0"}')), TPU).collectives
+    assert (sent.kind, sent.bytes, sent.times) == ("all-gather", 64 * 64 * 4, 1.0)
+
+
+BRANCHES = """\
+HloModule branches
+
+%looks (p: f32[1024,1024]) -> f32[1024,1024] {
+  %p = f32[1024,1024]{1,0} parameter(0)
+  ROOT %negated = f32[1024,1024]{1,0} negate(%p)
+}
+
+%leaves (q: f32[1024,1024]) -> f32[1024,1024] {
+  ROOT %q = f32[1024,1024]{1,0} parameter(0)
+}
+
+ENTRY %main (is_bad: pred[], x: f32[1024,1024]) -> f32[1024,1024] {
+  %is_bad = pred[] parameter(0)
+  %x = f32[1024,1024]{1,0} parameter(1)
+  ROOT %either = f32[1024,1024]{1,0} conditional(%is_bad, %x, %x), true_computation=%looks, false_computation=%leaves
+}
+"""
+
+
+def test_what_is_looked_into_only_after_a_loss_that_is_not_finite_costs_a_step_nothing():
+    assert costs(read(BRANCHES), TPU).bytes == 0

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from mmrec_jax.config import resolve
 from mmrec_jax.planning.chips import CHIPS
@@ -20,6 +21,9 @@ from tests.tiny_run import arguments, subprocess_of
 
 ITEMS, USERS, BATCH, LENGTH, WIDTH, LAYERS = 1000, 500, 16, 6, 24, {"words": 3, "picture": 2}
 SIZES = (f"--config.plan.catalogue={ITEMS}", f"--config.plan.users={USERS}", "--config.plan.tokens=8")
+
+
+MEMORY = 2e5
 
 
 @pytest.fixture(scope="module")
@@ -140,24 +144,48 @@ def test_a_compiler_that_is_not_installed_is_named_with_its_extra(topology, extr
 
 
 @pytest.fixture(scope="module")
-def too_small(shop) -> dict:
-    """A plan for one chip with rates and with 200 kB of memory."""
-    chip = dataclasses.replace(CHIPS["cpu"], memory=2e5, flops=1e12, bandwidth=1e11)
+def small_chip(shop) -> dict:
+    """One chip with rates and with 150 kB of memory."""
+    chip = dataclasses.replace(CHIPS["cpu"], memory=MEMORY, flops=1e12, bandwidth=1e11)
+    return {"shop": shop, "topology": Topology(chip, (1,))}
+
+
+def small_config(shop) -> ConfigDict:
+    """Texts alone, and the step alone."""
     config = get_config(f"{shop},words")
     config.plan.catalogue, config.plan.users, config.plan.programs = ITEMS, USERS, ("training",)
-    settings = resolve(config)
-    return make_plan(settings, Topology(chip, (1,)), chosen_sizes(settings), None)
+    return config
 
 
-def test_what_does_not_fit_is_told_what_to_change_and_what_that_saves(too_small):
-    training = too_small["training"]
+@pytest.fixture(scope="module")
+def too_small(small_chip) -> dict:
+    """A plan for that chip."""
+    settings = resolve(small_config(small_chip["shop"]))
+    return make_plan(settings, small_chip["topology"], chosen_sizes(settings), None)
+
+
+def test_what_does_not_fit_is_told_what_to_change_until_it_does(too_small):
+    training, tried = too_small["training"], too_small["advice"]
     assert training["fits"] is False
     assert training["total_bytes"] > training["available_bytes"]
-    told = "\n".join(too_small["advice"])
-    assert "extraction.dtype=int8 saves" in told
-    assert "half of training.batch_size saves" in told
-    assert "cpu chips" in told
-    assert "**Does not fit**" in as_page(too_small, "a command")
+    assert [step["fits"] for step in tried] == [False] * (len(tried) - 1) + [True]
+    assert tried[0]["flags"] == "--config.extraction.dtype=int8"
+    assert "--config.training.batch_size=8" in tried[1]["flags"]
+    page = as_page(too_small, "a command")
+    assert "**Does not fit**" in page
+    assert all(step["flags"] in page for step in tried)
+
+
+def test_a_run_with_the_proposed_changes_fits_as_it_was_told(too_small, small_chip):
+    config = small_config(small_chip["shop"])
+    whole = {"training": {"batch_size": int}, "extraction": {"dtype": str}}
+    for flag in " ".join(step["flags"] for step in too_small["advice"]).split():
+        section, name = flag.removeprefix("--config.").split("=")[0].split(".")
+        config[section][name] = whole[section][name](flag.split("=")[1])
+    settings = resolve(config)
+    found = make_plan(settings, small_chip["topology"], chosen_sizes(settings), None)["training"]
+    assert found["fits"] is True
+    assert found["total_bytes"] == pytest.approx(too_small["advice"][-1]["total_bytes"], rel=0.02)
 
 
 def test_a_step_takes_as_long_as_its_products_and_its_traffic(too_small):

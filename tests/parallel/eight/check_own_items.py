@@ -7,25 +7,38 @@ import jax.numpy as jnp
 import pytest
 
 from mmrec_jax import experiment
+from mmrec_jax.errors import ConfigError
 from mmrec_jax.parallel import ParallelConfig, make_mesh
 from mmrec_jax.planning.costs import costs
 from mmrec_jax.planning.hlo import read
 from mmrec_jax.planning.topology import parse_topology
 from mmrec_jax.shards import Shards
 from mmrec_jax.store.table import StateTable
-from tests.parallel.eight.check_step import SMALL, compare
-from tests.parallel.runs import MESHES, shop_run
+from tests.parallel.eight.check_step import RELATIVE, SMALL, compare
+from tests.parallel.runs import MESHES, ONE, measured, shop_run
+
+SHARED = (("batch", "data+model"), ("rows", "data"))
 
 
 def test_loss_gradients_and_metrics_agree_in_every_shape_of_the_mesh(shop, workdir):
     compare(shop, workdir, MESHES, **SMALL, parallel__encode="own")
 
 
-def test_items_lie_with_the_devices_that_have_them(shop, workdir):
-    run = shop_run(shop, workdir, (4, 2, 1), **SMALL, parallel__encode="own")
+def test_devices_with_the_same_rows_share_their_items_and_agree(shop, workdir):
+    expected = measured(shop_run(shop, workdir, ONE, **SMALL))
+    found = measured(shop_run(shop, workdir, (2, 4, 1), **SMALL, parallel__encode="own", parallel__rules=SHARED))
+    for one, many in zip(expected["steps"], found["steps"], strict=True):
+        assert many == pytest.approx(one, rel=RELATIVE)
+    assert found["test"] == pytest.approx(expected["test"], rel=RELATIVE)
+    assert found["users"] == expected["users"]
+
+
+@pytest.mark.parametrize(("sizes", "rules"), [((4, 2, 1), ()), ((4, 2, 1), SHARED)])
+def test_items_lie_with_the_devices_that_have_them(sizes, rules, shop, workdir):
+    run = shop_run(shop, workdir, sizes, **SMALL, parallel__encode="own", parallel__rules=rules)
     stream = experiment.training_stream(run.config, run.data, shards=run.shards)
     plain = experiment.training_stream(run.config, run.data)
-    rows = run.shards.rows_of_part(run.data.num_items + 1)
+    rows = run.shards.rows_of_owner(run.data.num_items + 1)
     for _ in range(3):
         batch, expected = next(stream), next(plain)
         parts = batch.items.reshape(4, -1)
@@ -40,6 +53,11 @@ def test_items_lie_with_the_devices_that_have_them(shop, workdir):
         ) | {0: 0}
     stream.close()
     plain.close()
+
+
+def test_a_batch_over_rows_of_other_devices_is_refused():
+    with pytest.raises(ConfigError, match=r"parallel\.encode='own'"):
+        ParallelConfig(encode="own", rules=(("rows", "model"),))
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (4, 2, 1)])

@@ -100,6 +100,18 @@ def test_a_full_softmax_leaves_the_catalogue_where_it_is(sizes):
         assert all(int(np.prod(shape)) <= steps * width for shape in shapes), (kind, shapes)
 
 
+def test_vectors_sent_as_bfloat16_change_a_step_by_their_rounding(shop, workdir):
+    values = {**SMALL, "user__dropout": 0.0}
+    expected, found = (
+        take_steps(shop_run(shop, workdir, (8, 1, 1), **values, parallel__messages=dtype), 1).metrics[0]
+        for dtype in ("float32", "bfloat16")
+    )
+    # bfloat16 has eight bits: each entry of a vector is off by up to 2^-9, and those of a dot product independently.
+    assert found["loss"] == pytest.approx(expected["loss"], rel=2**-9)
+    assert found["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=2**-6)
+    assert found["loss"] != expected["loss"]
+
+
 def test_local_negatives_are_those_of_the_users_on_the_same_device(shop, workdir):
     values = {**SMALL, "user__dropout": 0.0}
     run = shop_run(shop, workdir, (4, 1, 2), parallel__negatives="local", **values)
