@@ -128,6 +128,5 @@ def write_lines(files: ts.KvStore, name: str, records: list[dict]) -> None:
 
 
 def _open(files: ts.KvStore, name: str, options: dict) -> ts.TensorStore:
-    spec = {"driver": "zarr3", "kvstore": (files / f"{name}/").spec().to_json(), **options}
     with store_errors(f"array {files.url}{name} cannot be opened"):
-        return ts.open(spec, context=_CONTEXT).result()
+        return ts.open({"driver": "zarr3", **options}, kvstore=files / f"{name}/", context=_CONTEXT).result()
