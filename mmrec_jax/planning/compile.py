@@ -95,7 +95,7 @@ def compile_program(
         if "RESOURCE_EXHAUSTED" not in message:
             told = message.splitlines()[0][:300]
             raise PlanningError(
-                f"--topology={topology.name}: the compiler fails on the program {name!r}, not for lack of memory: {told}"
+                f"--topology={topology.name}: the compiler fails on {name!r}, and memory is not why: {told}"
             ) from error
         took = time.perf_counter() - start
         return Program(name, _asked(message), Costs(), compile_seconds=took, refused=message.splitlines()[0])
