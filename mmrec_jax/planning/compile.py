@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from mmrec_jax.errors import PlanningError
 from mmrec_jax.planning.costs import Costs, costs
 from mmrec_jax.planning.hlo import read
 from mmrec_jax.planning.topology import Topology
@@ -80,6 +81,9 @@ def compile_program(
         arguments: trees of `jax.ShapeDtypeStruct` whose shardings are over the topology's devices.
         topology: of the devices.
         options: of `jax.jit`.
+
+    Raises:
+        PlanningError: the compiler fails, other than by refusing a program that does not fit.
     """
     start = time.perf_counter()
     jitted: Any = jax.jit(function, **options) if options or not hasattr(function, "lower") else function
@@ -89,7 +93,10 @@ def compile_program(
     except jax.errors.JaxRuntimeError as error:
         message = str(error)
         if "RESOURCE_EXHAUSTED" not in message:
-            raise
+            told = message.splitlines()[0][:300]
+            raise PlanningError(
+                f"--topology={topology.name}: the compiler fails on {name!r}, and memory is not why: {told}"
+            ) from error
         took = time.perf_counter() - start
         return Program(name, _asked(message), Costs(), compile_seconds=took, refused=message.splitlines()[0])
     took = time.perf_counter() - start
