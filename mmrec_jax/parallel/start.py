@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
+import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -56,6 +59,7 @@ def joined(group: ProcessGroup | None, timeout: float, argv: Sequence[str], apar
     watch = Watch(meet(group, timeout, f"mmrec_jax {mmrec_jax.__version__}, flags {told}"), timeout, REQUEST)
     REQUEST.grouped = True
     watch.start()
+    put_off_aborts()
     try:
         _start_jax(group, timeout)
         yield
@@ -74,6 +78,21 @@ def joined(group: ProcessGroup | None, timeout: float, argv: Sequence[str], apar
         raise
     watch.leave(FINISHED)
     apart.clear()
+
+
+def put_off_aborts() -> None:
+    """Lets an abort of this process take effect six seconds later, with its other threads going on meanwhile.
+
+    JAX's client aborts the process at the moment its connection to the first process breaks, in a thread of C++ that is
+    often faster than the watch, which then could not say who was lost. (Its callback for this can't be one of Python:
+    jaxlib 0.10 fails to tell it the reason.) The handler is the C library's `sleep`, which takes the number of the
+    signal for seconds.
+    """
+    if sys.platform not in ("linux", "darwin"):
+        return
+    library = ctypes.CDLL(None)
+    library.signal.argtypes, library.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    library.signal(signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p))
 
 
 def _start_jax(group: ProcessGroup, timeout: float) -> None:

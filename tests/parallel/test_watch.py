@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import os
 import random
 import re
 import socket
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from mmrec_jax.parallel.start import put_off_aborts
 from tests.parallel import member
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -168,3 +172,19 @@ def test_processes_that_are_told_to_end_do_so_after_the_same_step(told):
         ends = members.ends()
     assert [end[0] for end in ends.values()] == [PREEMPTED] * 3, ends
     assert len({end[1].splitlines()[-1] for end in ends.values()}) == 1, ends
+
+
+def _aborting():
+    """Aborts in a thread without the interpreter's lock, as JAX's client does, and ends in the main one as the watch
+    would."""
+    put_off_aborts()
+    threading.Thread(target=ctypes.CDLL(None).abort, daemon=True).start()
+    time.sleep(0.5)
+    os._exit(LOST)
+
+
+def test_the_watch_has_its_say_before_an_abort_takes_effect():
+    process = FORKED.Process(target=_aborting, daemon=True)
+    process.start()
+    process.join(30)
+    assert process.exitcode == LOST
