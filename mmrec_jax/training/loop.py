@@ -8,7 +8,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from mmrec_jax.training.lock import only_training_in
 from mmrec_jax.training.memory import peak_memory_bytes, restart_peak_memory
 from mmrec_jax.training.optimizers import build_optimizer
 from mmrec_jax.training.placement import OneDevice, Placement
+from mmrec_jax.training.position import FitResult, Position
 from mmrec_jax.training.processes import as_first_says, wait_for_all, writes
 from mmrec_jax.training.progress import RunProgress
 from mmrec_jax.training.step import Programs, TrainState, TrainStep, check_finite, fetch_window, seed_keys
@@ -37,47 +37,6 @@ from mmrec_jax.types import Params
 # Settings that change what is shown or how long a run goes on, but not the steps it takes.
 _HARMLESS = {"epochs", "patience", "keep", "checkpoint_every_steps", "compilation_cache_dir", "tensorboard",
              "learning_curve", "progress"}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What a run leaves.
-
-    Attributes:
-        params: the best parameters (their moving average where one is kept), numpy, read back from the
-            checkpoint.
-        best_step, best_value: when the monitored metric was best, and what it was.
-        history: one entry an epoch: `epoch`, `step`, `seconds` (of training, without evaluation),
-            `peak_memory_bytes` (of the process in this epoch, or of the first accelerator), `recompilations`, `train`
-            (means over the epoch), `measured` (means of metrics that are arrays, as lists) and, where the epoch was
-            evaluated, `valid` and `valid_seconds`.
-        step: steps taken.
-        stopped_early: whether patience ran out before the last epoch.
-    """
-
-    params: Params
-    best_step: int
-    best_value: float
-    history: list[dict]
-    step: int
-    stopped_early: bool
-
-
-@dataclass
-class Position:
-    """How far a run is, beside its arrays: plain values, saved in the manifest of each checkpoint."""
-
-    seed: int
-    batches_per_epoch: int
-    step: int = 0
-    stream: dict | None = None
-    best_value: float | None = None
-    best_step: int | None = None
-    stale: int = 0  # evaluations since the best one
-    epoch_sums: dict[str, float | list[float]] = field(default_factory=dict)
-    epoch_steps: int = 0
-    epoch_seconds: float = 0.0
-    history: list[dict] = field(default_factory=list)
 
 
 def fit(

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
@@ -30,78 +29,9 @@ from mmrec_jax.sequence.steps import BatchPart
 from mmrec_jax.sharded_softmax import row_losses
 from mmrec_jax.shards import Shards
 from mmrec_jax.systems.config import ScoringConfig
+from mmrec_jax.training.inputs import SequentialInputs, at_steps, of_own_users, with_all_candidates
 from mmrec_jax.training.items import ItemEncoder, SequentialFrozen
 from mmrec_jax.types import HiddenStates, ItemVectors, Params, SequenceBatch
-
-
-@struct.dataclass
-class SequentialInputs:
-    """What one step reads.
-
-    Attributes:
-        batch: the histories.
-        candidates: catalogue rows to encode; padding is 0.
-        positions: the batch's events as indices into `candidates`.
-        read, targets: the event that each of the batch's steps reads, and the one that it is to predict, as indices
-            into `candidates`; 0 for unused steps.
-        rows: the batch's row of each step; any for unused ones.
-        items: what the item encoder reads of the candidates.
-        log_popularity: of the candidates.
-        num_items: of the catalogue.
-    """
-
-    batch: SequenceBatch
-    candidates: Int[Array, " candidate"]
-    positions: Int[Array, "batch length_and_target"]
-    read: Int[Array, " step"]
-    targets: Int[Array, " step"]
-    rows: Int[Array, " step"]
-    items: Any
-    log_popularity: Float[Array, " candidate"]
-    num_items: int = struct.field(pytree_node=False)
-
-
-def _at_steps(
-    positions: Int[Array, "batch length_and_target"], steps: Int[Array, " step"]
-) -> tuple[Int[Array, " step"], Int[Array, " step"], Int[Array, " step"]]:
-    """`read`, `targets` and `rows` of `SequentialInputs`."""
-
-    def chosen(events):
-        return jnp.ravel(events).at[steps].get(mode="fill", fill_value=0)
-
-    rows = jnp.minimum(steps // (positions.shape[1] - 1), positions.shape[0] - 1)
-    return chosen(positions[:, :-1]), chosen(positions[:, 1:]), rows
-
-
-def _with_all_candidates(inputs: SequentialInputs, shards: Shards) -> SequentialInputs:
-    """The inputs of a device with what the loss reads of the candidates of all: one message."""
-    popularity = lax.bitcast_convert_type(inputs.log_popularity, jnp.int32)
-    every = shards.gathered(jnp.stack([inputs.candidates, inputs.batch.counts, popularity], axis=1))
-    batch = replace(inputs.batch, counts=every[:, 1])
-    popularity = lax.bitcast_convert_type(every[:, 2], jnp.float32)
-    return replace(inputs, batch=batch, candidates=every[:, 0], log_popularity=popularity)
-
-
-def _of_own_users(
-    inputs: SequentialInputs, vectors: Float[Array, "candidate width"]
-) -> tuple[SequentialInputs, Float[Array, "own width"]]:
-    """The inputs and the vectors with those candidates alone that occur in their rows: as many as these have events."""
-    batch, places = inputs.batch, inputs.positions
-    most = min(places.size + 1, vectors.shape[0])
-    # The padding, place 0, is the first; what is left at the end is padding too.
-    own, counts = jnp.unique(jnp.append(places, 0), return_counts=True, size=most, fill_value=0)
-    is_real = own > 0
-    among = partial(jnp.searchsorted, jnp.where(is_real | (jnp.arange(most) == 0), own, vectors.shape[0]))
-    inputs = replace(
-        inputs,
-        batch=replace(batch, counts=jnp.where(is_real, counts, 0)),
-        candidates=jnp.where(is_real, inputs.candidates[own], 0),
-        positions=among(places),
-        read=among(inputs.read),
-        targets=among(inputs.targets),
-        log_popularity=inputs.log_popularity[own],
-    )
-    return inputs, vectors[own]
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: jitted functions take the task as a static argument
@@ -167,12 +97,12 @@ class SequentialRecommendation:
             candidates, positions = jnp.where(every <= num_items, every, 0), batch.items[batch.positions]
         shards = self.shards
         states, popularity = self._of_candidates(frozen, candidates)
-        at_steps: Callable = _at_steps
+        found: Callable = at_steps
         if shards is not None:
             split = PartitionSpec(shards.batch)
             positions = shards.by_batch(positions)
-            at_steps = shards.map(_at_steps, (split, split), (split, split, split))
-        read, targets, rows = at_steps(positions, batch.steps)
+            found = shards.map(at_steps, (split, split), (split, split, split))
+        read, targets, rows = found(positions, batch.steps)
         return SequentialInputs(
             batch=batch,
             candidates=candidates,
@@ -298,11 +228,11 @@ class SequentialRecommendation:
                 params = lax.pcast(params, shards.batch, to="varying")
             else:
                 params, vectors = lax.pcast((params, vectors), shards.batch, to="varying")
-            inputs = _with_all_candidates(inputs, shards) if of_batch else inputs
+            inputs = with_all_candidates(inputs, shards) if of_batch else inputs
             own = inputs.positions.shape[0]
             part = BatchPart(lax.axis_index(shards.batch) * own, total_rows)
             if shards.negatives == "local" and self.objective.candidates == "batch":
-                inputs, vectors = _of_own_users(inputs, vectors)
+                inputs, vectors = of_own_users(inputs, vectors)
             return lax.psum(self._summed_losses(params, vectors, inputs, key, part), shards.batch)
 
         split, whole = PartitionSpec(shards.batch), PartitionSpec()

@@ -19,8 +19,8 @@ from mmrec_jax.streaming.learner import Learner
 from mmrec_jax.streaming.protocol import StreamRun, facts
 from mmrec_jax.streaming.table import PaddedTable
 from mmrec_jax.streaming.utilisation import with_evaluations
-from mmrec_jax.training.loop import FitResult
 from mmrec_jax.training.manifest import checksums
+from mmrec_jax.training.position import FitResult
 from tests.streaming.conftest import ITEMS, learner, settings, states
 from tests.streaming.test_protocol import lived
 
