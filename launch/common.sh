@@ -32,18 +32,39 @@ quoted() { # quoted WORD...: one string that a shell reads back as these words
   printf '%s' "${words% }"
 }
 
-until_done() { # until_done TIMES COMMAND...: runs it again, at most so often, where it ended by SIGTERM or a lost host
-  local left=$1 code
+pids=() signalled=0
+terminate() { # for `trap terminate TERM INT`: ends what runs beside the shell, which a shell starts deaf to SIGINT
+  local pid
+  signalled=1
+  for pid in "${pids[@]}"; do kill -s TERM "$pid" 2>/dev/null || true; done
+}
+
+await() { # await PID: sets `code` to the exit code of a process that runs beside the shell
+  local again
+  code=0
+  wait "$1" || code=$?
+  # A signal ends `wait` early with a code of its own; the process's comes from the next one, or was the one we have (127).
+  while ((signalled)); do
+    signalled=0 again=0
+    wait "$1" 2>/dev/null || again=$?
+    if ((again != 127)); then code=$again; fi
+  done
+}
+
+until_done() { # until_done TIMES COMMAND...: runs it again, at most so often, where it lost a host or was ended, but not by us
+  local left=$1 code=0 ended=0
   shift
-  while :; do
-    # The last attempt takes the place of the shell, so that a signal to the script is one to the command.
-    if ((left == 0 && !dry_run)); then exec "$@"; fi
-    code=0
-    run "$@" || code=$?
-    if ((code != LOST && code != PREEMPTED || left == 0)); then
-      return "$code"
-    fi
+  if ((dry_run)); then run "$@" && return; fi
+  trap 'ended=1; terminate' TERM INT
+  while ((left > 0)); do
+    "$@" &
+    pids=($!)
+    if ((ended)); then terminate; fi # it came before the process was known
+    await "${pids[0]}"
+    if ((ended || code != LOST && code != PREEMPTED)); then return "$code"; fi
     left=$((left - 1))
     printf 'ended with %s: again, from the last checkpoint\n' "$code" >&2
   done
+  # The last attempt takes the place of the shell, so that a signal to the script is one to the command.
+  exec "$@"
 }

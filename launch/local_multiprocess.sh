@@ -63,12 +63,6 @@ if [[ -n $devices ]]; then
   if ((dry_run)); then printf 'export XLA_FLAGS=%q\n' "$XLA_FLAGS"; fi
 fi
 
-pids=()
-terminate() {
-  local pid
-  for pid in "${pids[@]}"; do kill -s TERM "$pid" 2>/dev/null || true; done
-}
-# A shell starts what runs beside it deaf to SIGINT.
 trap terminate TERM INT
 
 for ((i = 0; i < count; i++)); do
@@ -84,14 +78,11 @@ for ((i = 0; i < count; i++)); do
   fi
 done
 
+if ((signalled)); then terminate; fi # it came before all of them were known
+
 worst=0
 for pid in "${pids[@]}"; do
-  code=0
-  # A signal ends `wait` early, with a code above 128 while the process still runs.
-  while :; do
-    wait "$pid" && code=0 || code=$?
-    kill -0 "$pid" 2>/dev/null || break
-  done
+  await "$pid"
   if ((code != 0)) && { ((worst == 0)) || { ((worst == LOST || worst == PREEMPTED)) && ((code != LOST && code != PREEMPTED)); }; }; then
     worst=$code
   fi

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +15,13 @@ import pytest
 
 LAUNCH = Path(__file__).resolve().parent.parent.parent / "launch"
 SCRIPTS = ("tpu_pod.sh", "gke_xpk.sh", "slurm.sbatch", "gpu_workstation.sh", "local_multiprocess.sh")
-WAITS = "#!/bin/bash\ntrap 'kill $!; exit 75' TERM\necho started\nsleep 20 >&- 2>&- &\nwait\n"
+WAITS = f"""#!{sys.executable}
+import signal
+
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+print("started", flush=True)
+raise SystemExit(75 if signal.sigtimedwait([signal.SIGTERM], 20) else 0)
+"""
 FLAGS = ("--config=my configs/crossan.py:smoke", "--config.evaluation.ks=(5, 10)")
 
 
@@ -114,6 +121,15 @@ def test_the_worst_end_of_local_processes_is_told(tmp_path):
         assert launch("local_multiprocess.sh", "3", "--port=9", "--", PATH=path, ENDS=ends)[0] == code, ends
 
 
+@pytest.fixture
+def heard():
+    """Lets what a test starts hear SIGINT: behind a shell the tests ignore it, and their children would too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_ctrl_c_and_sigterm_end_local_processes(tmp_path):
     python = tmp_path / "python"
     python.write_text(WAITS)
@@ -126,20 +142,24 @@ def test_ctrl_c_and_sigterm_end_local_processes(tmp_path):
             assert running.stdout.readline() == b"started\n"
             while not log.exists() or "started" not in log.read_text():
                 time.sleep(0.05)
+            time.sleep(0.2)  # bash must be inside `wait`: one that comes right before it is seen when the process ends
             running.send_signal(number)
             assert running.wait(timeout=15) == 75
         log.unlink()
 
 
-def test_a_signal_to_a_script_is_one_to_what_it_runs(tmp_path):
+@pytest.mark.parametrize("restarts", [0, 2])
+def test_a_signal_to_a_script_is_one_to_what_it_runs_and_no_reason_to_start_it_again(tmp_path, restarts):
     (tmp_path / "env").write_text(WAITS)
     (tmp_path / "env").chmod(0o755)
-    command = ["bash", str(LAUNCH / "gpu_workstation.sh"), "--", *FLAGS]
+    command = ["bash", str(LAUNCH / "gpu_workstation.sh"), f"--restarts={restarts}", "--", *FLAGS]
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as running:
         assert running.stdout.readline() == b"started\n"
+        time.sleep(0.2)  # as above
         running.terminate()
         assert running.wait(timeout=15) == 75
+        assert running.stdout.read() == b""
 
 
 @pytest.mark.parametrize(
