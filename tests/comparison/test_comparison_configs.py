@@ -28,6 +28,7 @@ def of_sample(name, tmp_path, *settings):
     return ["mmrec_jax", "--mode=compare", f"--config={ROOT}/configs/{name}.py:smoke", *flags]
 
 
+@pytest.mark.long
 def test_the_stages_of_the_sample_run_to_their_table(begun, cli, tmp_path):
     code, out, err = cli(of_sample("staged", tmp_path, *LAYERS))
     assert code == 0, err

@@ -83,6 +83,7 @@ def test_four_modalities_are_extracted_in_one_run_and_crossan_trains_on_them(fou
     assert (workdir / "metrics.csv").is_file()
 
 
+@pytest.mark.long
 def test_a_video_and_an_audio_backbone_are_trained_in_the_step(four: tuple[ConfigDict, Path], tmp_path: Path) -> None:
     config, workdir = four
     config = config.copy_and_resolve_references()

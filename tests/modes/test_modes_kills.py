@@ -39,7 +39,7 @@ def outcome(workdir):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_random_moments_through_the_command_line_ends_bit_for_bit_the_same(shop, trained, tmp_path, cli):
     store = f"--config.store={trained / 'store'}"
 

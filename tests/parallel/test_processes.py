@@ -183,7 +183,7 @@ def go_on(runs: Runs, count: int, end: str) -> None:
         assert f"process {runs.victim} (" in logs[index]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_told_to_end_and_started_in_other_numbers_a_run_trains_each_user_once_an_epoch(shop, alone, tmp_path):
     runs = Runs(shop, tmp_path / "shop")
     go_on(runs, 2, KILLED)

@@ -8,6 +8,7 @@ import gc
 
 import numpy as np
 import polars as pl
+import pytest
 
 from mmrec_jax.store.table import StateTable
 from mmrec_jax.streaming.learner import Learner
@@ -44,6 +45,7 @@ def plain(item_ids) -> StateTable:
     return StateTable(dict.fromkeys(names, (values,) * 3), {}, dict.fromkeys(names, np.arange(rows) > 0))
 
 
+@pytest.mark.long
 def test_the_objects_of_a_stream_do_not_become_more(tmp_path):
     own, folder, workdir = settings(**QUICK), tmp_path / "in", tmp_path / "run"
     workdir.mkdir()

@@ -17,8 +17,9 @@ from tests.tiny_config import get_config
     ("sizes", "rules", "settings"),
     [
         ((4, 2, 1), (), LORA),  # tensor-parallel
-        ((8, 1, 1), (), {**LORA, "remat": True, "scan": True}),
-        ((8, 1, 1), (("embed", "data"),), {"kind": "full"}),  # fully sharded, the trained weights and their moments too
+        pytest.param((8, 1, 1), (), {**LORA, "remat": True, "scan": True}, marks=pytest.mark.long),
+        # Fully sharded, the trained weights and their moments too.
+        pytest.param((8, 1, 1), (("embed", "data"),), {"kind": "full"}, marks=pytest.mark.long),
     ],
 )
 def test_steps_and_evaluation_with_a_backbone_over_the_mesh_agree(shop, tmp_path, sizes, rules, settings):

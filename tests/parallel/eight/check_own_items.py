@@ -24,6 +24,7 @@ def test_loss_gradients_and_metrics_agree_in_every_shape_of_the_mesh(shop, workd
     compare(shop, workdir, MESHES, **SMALL, parallel__encode="own")
 
 
+@pytest.mark.long
 def test_devices_with_the_same_rows_share_their_items_and_agree(shop, workdir):
     expected = measured(shop_run(shop, workdir, ONE, **SMALL))
     found = measured(shop_run(shop, workdir, (2, 4, 1), **SMALL, parallel__encode="own", parallel__rules=SHARED))

@@ -42,6 +42,7 @@ def same(found, expected) -> None:
     assert ranks[0]["user"].n_unique() == ranks[0].height == 40
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_another_number_of_devices(shop, one, tmp_path, cli):
     workdir = tmp_path / "run"
     topologies = [("--config.parallel.data=8",), ONE, ("--config.parallel.data=2", "--config.parallel.model=4")]

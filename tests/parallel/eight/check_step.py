@@ -42,11 +42,13 @@ def test_loss_gradients_and_metrics_agree_in_every_shape_of_the_mesh(shop, workd
     compare(shop, workdir, MESHES, **SMALL)
 
 
+@pytest.mark.long
 def test_sampled_negatives_agree(shop, workdir):
     values = {"objective__kind": "gbce", "objective__negatives": 5, "user__kind": "gru"}
     compare(f"{shop},words", workdir, [(4, 2, 1)], **SMALL, **values)
 
 
+@pytest.mark.long
 def test_a_table_of_ids_is_split_by_rows_whatever_their_number(shop, workdir):
     values = {**SMALL, "model__add_ids": True}
     run = shop_run(shop, workdir, (4, 2, 1), **values)
@@ -100,6 +102,7 @@ def test_a_full_softmax_leaves_the_catalogue_where_it_is(sizes):
         assert all(int(np.prod(shape)) <= steps * width for shape in shapes), (kind, shapes)
 
 
+@pytest.mark.long
 def test_vectors_sent_as_bfloat16_change_a_step_by_their_rounding(shop, workdir):
     values = {**SMALL, "user__dropout": 0.0}
     expected, found = (
