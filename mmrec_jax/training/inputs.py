@@ -11,6 +11,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from mmrec_jax.row_exchange import message_rows, rows_of_others
 from mmrec_jax.shards import Shards
 from mmrec_jax.types import SequenceBatch
 
@@ -64,22 +65,32 @@ def with_all_candidates(inputs: SequentialInputs, shards: Shards) -> SequentialI
 
 
 def of_own_users(
-    inputs: SequentialInputs, vectors: Float[Array, "candidate width"]
-) -> tuple[SequentialInputs, Float[Array, "own width"]]:
-    """The inputs and the vectors with those candidates alone that occur in their rows: as many as these have events."""
-    batch, places = inputs.batch, inputs.positions
-    most = min(places.size + 1, vectors.shape[0])
+    inputs: SequentialInputs, vectors: Float[Array, "own width"], shards: Shards
+) -> tuple[SequentialInputs, Float[Array, "needed width"]]:
+    """The inputs and the vectors of those candidates alone that occur in a device's rows: as many as these have events.
+
+    Args:
+        inputs: of a device; its part of `candidates` and of what belongs to them.
+        vectors: of that part.
+        shards: of the mesh.
+    """
+    batch, places, rows = inputs.batch, inputs.positions, vectors.shape[0]
+    every = rows * shards.batch_parts
+    needed = min(places.size + 1, every)
     # The padding, place 0, is the first; what is left at the end is padding too.
-    own, counts = jnp.unique(jnp.append(places, 0), return_counts=True, size=most, fill_value=0)
+    own, counts = jnp.unique(jnp.append(places, 0), return_counts=True, size=needed, fill_value=0)
     is_real = own > 0
-    among = partial(jnp.searchsorted, jnp.where(is_real | (jnp.arange(most) == 0), own, vectors.shape[0]))
+    among = partial(jnp.searchsorted, jnp.where(is_real | (jnp.arange(needed) == 0), own, every))
+    most = message_rows(needed, shards.batch_parts, rows)
+    popularity = rows_of_others(inputs.log_popularity[:, None], own, shards.batch, most)[:, 0]
     inputs = replace(
         inputs,
         batch=replace(batch, counts=jnp.where(is_real, counts, 0)),
-        candidates=jnp.where(is_real, inputs.candidates[own], 0),
+        # That there is one is all that is read of them.
+        candidates=is_real.astype(jnp.int32),
         positions=among(places),
         read=among(inputs.read),
         targets=among(inputs.targets),
-        log_popularity=inputs.log_popularity[own],
+        log_popularity=popularity,
     )
-    return inputs, vectors[own]
+    return inputs, rows_of_others(vectors, own, shards.batch, most, shards.messages)

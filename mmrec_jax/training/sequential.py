@@ -213,26 +213,29 @@ class SequentialRecommendation:
         return jnp.sum(jnp.where(is_step, losses, 0.0)), jnp.sum(is_step)
 
     def _summed_over_devices(self, params, vectors, inputs: SequentialInputs, key):
-        """The same of a batch that is split: every device has the vectors of all candidates and its own users."""
+        """The same of a batch that is split: every device has its own users, and the vectors of all candidates or, for
+        local negatives, of those that its users have."""
         shards = self.shards
         assert shards is not None
         total_rows, divides = inputs.positions.shape[0], vectors.shape[0] % shards.batch_parts == 0
         of_batch = self.objective.candidates == "batch" and divides
+        local = of_batch and shards.negatives == "local"
 
         def summed(params, vectors, inputs, key):
             # From here on they are each device's own: their gradients are summed once, at this place, and each device
             # gets those of the vectors that it encoded.
-            if divides:
+            params = lax.pcast(params, shards.batch, to="varying")
+            if local:
+                inputs, vectors = of_own_users(inputs, vectors, shards)
+            elif divides:
                 dtype, sent = vectors.dtype, vectors.astype(shards.messages)
                 vectors = shards.gathered(sent).astype(dtype)
-                params = lax.pcast(params, shards.batch, to="varying")
             else:
-                params, vectors = lax.pcast((params, vectors), shards.batch, to="varying")
-            inputs = with_all_candidates(inputs, shards) if of_batch else inputs
+                vectors = lax.pcast(vectors, shards.batch, to="varying")
+            if of_batch and not local:
+                inputs = with_all_candidates(inputs, shards)
             own = inputs.positions.shape[0]
             part = BatchPart(lax.axis_index(shards.batch) * own, total_rows)
-            if shards.negatives == "local" and self.objective.candidates == "batch":
-                inputs, vectors = of_own_users(inputs, vectors)
             return lax.psum(self._summed_losses(params, vectors, inputs, key, part), shards.batch)
 
         split, whole = PartitionSpec(shards.batch), PartitionSpec()

@@ -115,25 +115,29 @@ def test_vectors_sent_as_bfloat16_change_a_step_by_their_rounding(shop, workdir)
     assert found["loss"] != expected["loss"]
 
 
-def test_local_negatives_are_those_of_the_users_on_the_same_device(shop, workdir):
+@pytest.mark.parametrize("encode", ["equal", "own"])
+def test_local_negatives_are_those_of_the_users_on_the_same_device(shop, workdir, encode):
     values = {**SMALL, "user__dropout": 0.0}
-    run = shop_run(shop, workdir, (4, 1, 2), parallel__negatives="local", **values)
+    sizes = (8, 1, 1) if encode == "own" else (4, 1, 2)
+    run = shop_run(shop, workdir, sizes, parallel__negatives="local", parallel__encode=encode, **values)
     one = shop_run(shop, workdir, ONE, **values)
     stream = experiment.training_stream(one.config, one.data)
     frozen = jax.device_put(one.frozen)
     params = jax.jit(one.task.init)(jax.random.key(0), frozen)
 
     @jax.jit
-    def loss(batch):
+    def summed(params, batch):
         inputs = one.task.inputs(frozen, batch, jax.random.key(0))
-        return one.task.loss(params, frozen, inputs, jax.random.key(0))[0], jnp.sum(inputs.read > 0)
+        steps = jnp.sum(inputs.read > 0)
+        return one.task.loss(params, frozen, inputs, jax.random.key(0))[0] * steps, steps
 
-    rows = stream._chosen(0).reshape(4, -1)
-    parts = [
-        loss(stream._assemble(stream.rows.chosen(part), (48, 64), WHOLE))
-        for part in rows  # padded up to a whole batch each, of which padding is no part
-    ]
-    expected = sum(float(mean) * int(steps) for mean, steps in parts) / sum(int(steps) for _, steps in parts)
+    rows = stream._chosen(0).reshape(sizes[0], -1)
+    # Each padded up to a whole batch, of which padding is no part.
+    batches = [stream._assemble(stream.rows.chosen(part), (48, 64), WHOLE) for part in rows]
+    parts = [jax.value_and_grad(summed, has_aux=True)(params, batch) for batch in batches]
+    steps = sum(int(steps) for (_, steps), _ in parts)
+    expected = sum(float(loss) for (loss, _), _ in parts) / steps
+    gradients = jax.tree.map(lambda *each: sum(each) / steps, *[gradient for _, gradient in parts])
 
     split = experiment.training_stream(run.config, run.data, shards=run.shards)
     placed = run.placement.frozen(run.frozen), run.placement.batch(next(split))
@@ -144,7 +148,16 @@ def test_local_negatives_are_those_of_the_users_on_the_same_device(shop, workdir
         inputs = run.task.inputs(frozen, batch, jax.random.key(0))
         return run.task.loss(params, frozen, inputs, jax.random.key(0))[0]
 
-    assert float(sharded(params, *placed)) == pytest.approx(expected, rel=RELATIVE)
+    differentiated = jax.jit(jax.value_and_grad(sharded)).lower(params, *placed).compile()
+    loss, found = differentiated(params, *placed)
+    assert float(loss) == pytest.approx(expected, rel=RELATIVE)
+    # Sums of float32 in another order, of gradients of up to some tenths.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), found, gradients)
+    # Vectors go to those who asked for them, and not to everyone.
+    width = run.config.model.width
+    moved = collectives(differentiated.as_text())
+    assert any(kind == "all-to-all" and shape[-1:] == [width] for kind, shapes in moved for shape in shapes)
+    assert not any(kind == "all-gather" and shape[-1:] == [width] for kind, shapes in moved for shape in shapes)
     stream.close()
     split.close()
 
