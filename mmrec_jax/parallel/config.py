@@ -39,7 +39,7 @@ class ParallelConfig:
             next to each other. With `rows` over fewer axes than `batch`, devices that have the same rows share their
             items equally: the store takes more memory, and less is filled up.
         negatives: `global` (the whole step's items, as on one device) or `local` (those of the users on the same
-            device along `batch`).
+            device along `batch`, to which only the vectors of these are sent).
         messages: type in which item vectors go to all devices, and their gradients back: `float32`, or `bfloat16`, of
             half the bytes. A TPU multiplies float32 as bfloat16 by default, so that scores lose nothing there.
         timeout_seconds: of several processes, how long one may be late at the start or silent later on before it
