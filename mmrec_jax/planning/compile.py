@@ -16,6 +16,8 @@ from mmrec_jax.planning.costs import Costs, costs
 from mmrec_jax.planning.hlo import read
 from mmrec_jax.planning.topology import Topology
 
+_NO_KERNEL = "Couldn't find output tile sizes"
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -89,7 +91,7 @@ def compile_program(
     jitted: Any = jax.jit(function, **options) if options or not hasattr(function, "lower") else function
     lowered = jitted.lower(*arguments)
     try:
-        compiled = lowered.compile()
+        compiled = _compiled(lowered, topology)
     except jax.errors.JaxRuntimeError as error:
         message = str(error)
         if "RESOURCE_EXHAUSTED" not in message:
@@ -124,6 +126,17 @@ def compile_program(
             compiled.output_shardings,
         ),
     )
+
+
+def _compiled(lowered: Any, topology: Topology) -> Any:
+    """The program; where XLA's own kernels for products cannot be chosen without a GPU to try them on, with the
+    library's (cuBLAS)."""
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if topology.chip.platform != "cuda" or _NO_KERNEL not in str(error):
+            raise
+        return lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
 
 
 def _optimum(told: float) -> float:

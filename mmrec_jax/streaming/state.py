@@ -2,6 +2,7 @@
 
     stream/
       step_.../           the last two checkpoints: parameters, position, and the report of the window trained last
+      position.json       position and report after a phase that left the parameters as they are in the last checkpoint
       finished.jsonl      a line for each report that nothing is added to, see `finished.Finished`
 
 So what a save writes does not grow with the stream.
@@ -10,6 +11,7 @@ So what a save writes does not grow with the stream.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mmrec_jax.errors import CheckpointError
-from mmrec_jax.files import sync_all
+from mmrec_jax.files import sync_all, write_whole
 from mmrec_jax.streaming.finished import Finished
 from mmrec_jax.streaming.windows import Window
 from mmrec_jax.training import manifest as manifests
@@ -26,6 +28,7 @@ from mmrec_jax.training.checkpoints import Checkpoints
 from mmrec_jax.types import Params
 
 FOLDER = "stream"
+POSITION = "position.json"
 PHASES = ("test", "promote", "prune", "expand", "train")
 """What happens when a window comes: the model of the windows before is tested on it, put in service or not, pruned and
 grown, and then trained on it. (The paper counts a turn from training to expansion; the order is the same.)"""
@@ -86,6 +89,8 @@ class StreamCheckpoints:
         self._run = run
         self._checkpoints = Checkpoints(workdir / FOLDER)
         self._finished = Finished(workdir / FOLDER)
+        self._position = workdir / FOLDER / POSITION
+        self._saved: tuple[int, Params] | None = None  # step of the newest checkpoint and the parameters in it
 
     def close(self) -> None:
         """Releases the directory."""
@@ -102,8 +107,9 @@ class StreamCheckpoints:
             return StreamState(), None
         checkpoint = found[0]
         manifests.check(checkpoint.manifest, self._run, None, f"The stream in {self._checkpoints.directory}")
-        saved = {key: value for key, value in checkpoint.manifest["progress"].items() if key != "best_step"}
-        state = StreamState(**saved)
+        self._saved = checkpoint.step, checkpoint.params
+        saved = self._after(checkpoint.step) or checkpoint.manifest["progress"]
+        state = StreamState(**{key: value for key, value in saved.items() if key != "best_step"})
         if state.reports:
             finished = self._finished.before(state.reports[0]["window"])
             state.reports = [*finished, *state.reports]
@@ -111,11 +117,28 @@ class StreamCheckpoints:
         return state, checkpoint.params
 
     def save(self, state: StreamState, params: Params) -> None:
-        """Writes a state, and removes all but the last two."""
+        """Writes a state, and removes all checkpoints but the last two. Parameters that are the very ones of the newest
+        checkpoint are not written again."""
         finished, newest = state.reports[:-1], state.reports[-1:]
         self._finished.add(finished)
+        short = dataclasses.asdict(dataclasses.replace(state, reports=newest, seen=state.seen[len(finished) :]))
+        if self._saved is not None and params is self._saved[1]:
+            write_whole(self._position, json.dumps({"of_step": self._saved[0], "state": short}))
+            return
         step = state.window * len(PHASES) + PHASES.index(state.phase)
-        position = {"step": np.int32(step)}
-        short = dataclasses.replace(state, reports=newest, seen=state.seen[len(finished) :])
-        self._checkpoints.save(step, params, None, position, self._run, dataclasses.asdict(short))
+        self._checkpoints.save(step, params, None, {"step": np.int32(step)}, self._run, short)
         sync_all(self._checkpoints.directory)
+        self._saved = step, params
+
+    def _after(self, step: int) -> dict[str, Any] | None:
+        """The position after the phases that followed a checkpoint and changed no parameters; None where there were
+        none, or none that was finished."""
+        if not self._position.exists():
+            return None
+        try:
+            found = json.loads(self._position.read_text(encoding="utf-8"))
+            return found["state"] if found["of_step"] == step else None
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{self._position} is damaged ({error}): remove it, the stream goes on from the checkpoint before."
+            ) from error

@@ -14,7 +14,7 @@ from mmrec_jax.errors import CheckpointError
 from mmrec_jax.files import write_whole
 from mmrec_jax.streaming.finished import FILE
 from mmrec_jax.streaming.served import Served
-from mmrec_jax.streaming.state import FOLDER, StreamCheckpoints, StreamState
+from mmrec_jax.streaming.state import FOLDER, POSITION, StreamCheckpoints, StreamState
 from mmrec_jax.streaming.versions import Versions
 
 PARAMS = {"items": {"kernel": np.ones((2, 3), np.float32)}}
@@ -96,10 +96,13 @@ def states(windows: int) -> list[StreamState]:
     return found
 
 
-def saved(workdir: Path, those: list[StreamState]) -> None:
+def saved(workdir: Path, those: list[StreamState], changed=lambda state: True) -> None:
+    """Saves states, with other parameters than before where they are `changed`."""
     checkpoints = StreamCheckpoints(workdir, {})
+    params = PARAMS
     for state in those:
-        checkpoints.save(state, PARAMS)
+        params = dict(PARAMS) if changed(state) else params
+        checkpoints.save(state, params)
     checkpoints.close()
 
 
@@ -119,6 +122,32 @@ def test_a_finished_report_is_written_once_and_found_again_with_the_position(tmp
     lines = (tmp_path / "9" / FOLDER / FILE).read_text().splitlines()
     assert [json.loads(line)["window"] for line in lines] == [1, 2]  # the third is not finished
     assert {json.loads(line)["phase"] for line in lines} == {"prune"}  # as they were last
+
+
+def test_parameters_that_a_phase_leaves_alone_are_not_written_again(tmp_path):
+    own = states(3)
+    for count in range(1, 10):
+        path = tmp_path / str(count)
+        saved(path, own[:count], changed=lambda state: state.phase != "test")
+        assert loaded(path) == own[count - 1]
+    steps = sorted(int(folder.name[5:]) for folder in (tmp_path / "8" / FOLDER).glob("step_*"))
+    assert steps == [17, 19]  # the second window pruned before the third, and the third trained; then it was tested
+
+
+def test_a_position_counts_for_the_checkpoint_alone_that_it_was_written_after(tmp_path):
+    own = states(2)
+    saved(tmp_path, own[:2], changed=lambda state: state.phase == "train")
+    newest = tmp_path / FOLDER / "step_9"
+    assert newest.is_dir()
+    checkpoints = StreamCheckpoints(tmp_path, {})
+    checkpoints.load()
+    checkpoints.save(own[2], dict(PARAMS))
+    checkpoints.save(own[3], dict(PARAMS))
+    checkpoints.close()
+    assert loaded(tmp_path) == own[3]
+    (tmp_path / FOLDER / POSITION).write_text('{"of_st')
+    with pytest.raises(CheckpointError, match=r"position\.json is damaged"):
+        loaded(tmp_path)
 
 
 def test_a_checkpoint_does_not_grow_with_the_stream(tmp_path):
