@@ -219,7 +219,7 @@ class SequentialRecommendation:
         assert shards is not None
         total_rows, divides = inputs.positions.shape[0], vectors.shape[0] % shards.batch_parts == 0
         of_batch = self.objective.candidates == "batch" and divides
-        local = of_batch and shards.negatives == "local"
+        local = of_batch and bool(shards.batch) and shards.negatives == "local"
 
         def summed(params, vectors, inputs, key):
             # From here on they are each device's own: their gradients are summed once, at this place, and each device
