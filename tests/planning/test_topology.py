@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmrec_jax.errors import PlanningError
-from mmrec_jax.planning.compile import compile_program
+from mmrec_jax.planning.compile import _compiled, compile_program
 from mmrec_jax.planning.topology import devices, parse_topology
 from tests.tiny_run import ROOT
 
@@ -99,3 +99,30 @@ def test_a_program_is_compiled_for_gpus():
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(2 * 64 * 128 * 256), str(2 * (64 * 128 + 128 * 256))]
+
+
+@pytest.mark.parametrize(
+    ("topology", "message", "tries"),
+    [
+        ("h100:1x1x8", "INTERNAL: Couldn't find output tile sizes that satisfy hlo: %dot.1", 2),
+        ("h100:1x1x8", "INTERNAL: something else", 1),
+        ("v5e:2x2", "INTERNAL: Couldn't find output tile sizes that satisfy hlo: %dot.1", 1),
+    ],
+)
+def test_a_product_that_xla_has_no_kernel_for_without_a_gpu_is_the_library_s(topology, message, tries):
+    asked = []
+
+    class Lowered:
+        def compile(self, compiler_options=None):
+            asked.append(compiler_options)
+            if compiler_options is None:
+                raise jax.errors.JaxRuntimeError(message)
+            return "compiled"
+
+    if tries == 2:
+        assert _compiled(Lowered(), parse_topology(topology)) == "compiled"
+        assert asked == [None, {"xla_gpu_enable_triton_gemm": False}]
+    else:
+        with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+            _compiled(Lowered(), parse_topology(topology))
+        assert asked == [None]
