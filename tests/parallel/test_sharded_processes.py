@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 FLAGS = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"  # beside those of the tests' conftest.py
 
 
+@pytest.mark.long
 def test_two_processes_of_four_devices_agree_with_one_device(shop, tmp_path):
     one = shop_run(shop, tmp_path, ONE, **SMALL)
     expected = measured(one)  # also fills the store and the prepared data

@@ -124,6 +124,7 @@ def test_what_cannot_be_divided_is_refused(data, sizes, values, told):
         jax.eval_shape(lambda: fuse_modalities(config(**values)).init(keys, *data[1:]))
 
 
+@pytest.mark.long
 def test_steps_of_a_run_agree_and_each_device_holds_its_own_experts(shop, workdir):
     values = {"training__epochs": 2, "modalities__words__layers": (0, 2), "fusion__kind": "experts"}
     values |= {"fusion__top_k": 2, "fusion__groups": 8, "fusion__capacity_factor": 1.0}
