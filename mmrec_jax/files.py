@@ -9,9 +9,12 @@ from pathlib import Path
 def write_whole(path: Path, text: str) -> None:
     """Writes a file all at once: whoever is killed while writing, or loses power, leaves the old one, or none."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    sync(unfinished)
-    unfinished.replace(path)
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        sync(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     sync(path.parent)
 
 

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from mmrec_jax.errors import CheckpointError
+from mmrec_jax.errors import CheckpointError, TrainingError
 from mmrec_jax.files import sync_all, write_whole
 from mmrec_jax.streaming.finished import Finished
 from mmrec_jax.streaming.windows import Window
 from mmrec_jax.training import manifest as manifests
-from mmrec_jax.training.checkpoints import Checkpoints
+from mmrec_jax.training.checkpoints import Checkpoints, out_of_space
 from mmrec_jax.types import Params
 
 FOLDER = "stream"
@@ -118,7 +118,22 @@ class StreamCheckpoints:
 
     def save(self, state: StreamState, params: Params) -> None:
         """Writes a state, and removes all checkpoints but the last two. Parameters that are the very ones of the newest
-        checkpoint are not written again."""
+        checkpoint are not written again.
+
+        Raises:
+            TrainingError: the disk is full. What was saved before is as it was.
+        """
+        try:
+            self._save(state, params)
+        except OSError as error:
+            if not out_of_space(error):
+                raise
+            raise TrainingError(
+                f"{self._checkpoints.directory}: the disk is full, and the stream's position could not be written. "
+                "Make room and give the same command again: it goes on after the last phase that was saved."
+            ) from error
+
+    def _save(self, state: StreamState, params: Params) -> None:
         finished, newest = state.reports[:-1], state.reports[-1:]
         self._finished.add(finished)
         short = dataclasses.asdict(dataclasses.replace(state, reports=newest, seen=state.seen[len(finished) :]))

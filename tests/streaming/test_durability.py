@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mmrec_jax.errors import CheckpointError
+from mmrec_jax.errors import CheckpointError, TrainingError
 from mmrec_jax.files import write_whole
 from mmrec_jax.streaming.finished import FILE
 from mmrec_jax.streaming.served import Served
@@ -148,6 +149,26 @@ def test_a_position_counts_for_the_checkpoint_alone_that_it_was_written_after(tm
     (tmp_path / FOLDER / POSITION).write_text('{"of_st')
     with pytest.raises(CheckpointError, match=r"position\.json is damaged"):
         loaded(tmp_path)
+
+
+@pytest.mark.parametrize("writes", ["position.json", "finished.jsonl"])
+def test_a_full_disk_is_told_and_what_was_saved_is_as_it_was(tmp_path, monkeypatch, writes):
+    own = states(2)
+    count = 1 if writes == "position.json" else 3  # the next state is after a test; or it is of a second window
+    saved(tmp_path, own[:count])
+    checkpoints = StreamCheckpoints(tmp_path, {})
+    params = checkpoints.load()[1]
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(TrainingError, match="the disk is full"):
+        checkpoints.save(own[count], params)
+    monkeypatch.undo()
+    checkpoints.close()
+    assert loaded(tmp_path) == own[count - 1]
+    assert not [path for path in (tmp_path / FOLDER).iterdir() if path.name.startswith(".")]
 
 
 def test_a_checkpoint_does_not_grow_with_the_stream(tmp_path):
