@@ -86,11 +86,11 @@ class TextInputs:
 
     def __call__(self, places: np.ndarray) -> list[Input]:
         """Token ids of each item's text, or why there are none."""
-        texts = [clean(text) for text in fill_template(self._template, self._columns[places])]
+        texts = fill_template(self._template, self._columns[places])
         empty = Missing(absence("text"), failed=False)
         # A text of nothing but what the tokenizer drops (zero-width signs) has no tokens either.
         made = zip(texts, self._preprocess(texts), strict=True)
-        return [ids if text and len(ids) else empty for text, ids in made]
+        return [ids if clean(text) and len(ids) else empty for text, ids in made]
 
 
 class MediaInputs:
