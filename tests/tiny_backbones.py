@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 GOLDEN = Path(__file__).resolve().parent / "backbones" / "golden"
+WEIGHTS_INDEX = "model.safetensors.index.json"
 BYTE_LEVEL_TEXTS = ["def fit(self, x):", "Éclair, c! 棚", "  two  spaces", "long " * 40]
 
 
@@ -51,6 +52,19 @@ def write_backbone(folder: Path, name: str = "bert", weights: dict[str, np.ndarr
             "image_std": [0.2, 0.25, 0.3],
         }
         (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+def write_shards(folder: Path, name: str = "llama", shards: int = 3) -> Path:
+    """A golden backbone whose weights lie in several files."""
+    weights = golden_weights(golden(name)[0])
+    whole = write_backbone(folder, name) / "model.safetensors"
+    whole.unlink()
+    names = sorted(weights)
+    placed = {tensor: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, tensor in enumerate(names)}
+    for file in set(placed.values()):
+        save_file({tensor: weights[tensor] for tensor in names if placed[tensor] == file}, folder / file)
+    (folder / WEIGHTS_INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": placed}))
     return folder
 
 

@@ -114,7 +114,7 @@ def load(
         ConfigError: `max_tokens` is more than the encoder has positions for, `frames` is not what a video encoder
             takes, or the dtype is unknown.
     """
-    directory = locate(spec, revision)
+    directory = locate(spec, revision, kind=kind)
     config = read_config(directory)
     family = find_family(config.get("model_type"), str(directory / "config.json"), kind)
     encoder = computed_as(family.build(config, None), dtype, remat)

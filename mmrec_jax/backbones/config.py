@@ -121,8 +121,8 @@ class ExtractionConfig:
         decode_threads: threads that read and decode media ahead of the encoder, in each process that decodes.
         decode_processes: processes that decode; 0 decodes in this one, which is faster unless decoding takes more
             than the cores that the encoder leaves.
-        max_pixels: images, and frames of videos, with more pixels than this are skipped as too large (a bound on
-            memory).
+        max_pixels: images, and frames of videos, with more pixels than this, as they are or resized for the backbone,
+            are skipped as too large (a bound on memory).
         max_video_seconds: videos longer than this are skipped as too long.
         max_failure_share: more broken or missing media than this share of a modality's items is an error.
         process_timeout: where several processes share a catalogue, seconds that one waits for the others while

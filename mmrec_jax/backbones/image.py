@@ -46,7 +46,10 @@ NAME_KEYS = ("image_processor_type", "video_processor_type", "feature_extractor_
 
 @contextmanager
 def _image_errors() -> Iterator[None]:
-    """Turns whatever Pillow raises at a file that is no sound image into MediaError."""
+    """Turns whatever Pillow raises at a file that is no sound image into MediaError.
+
+    Its plugins raise any of Python's errors at broken files (struct.error, RuntimeError, NotImplementedError, ...).
+    """
     try:
         with warnings.catch_warnings():
             # Pillow warns of oddities (corrupt EXIF, palette transparency) that it copes with.
@@ -56,16 +59,9 @@ def _image_errors() -> Iterator[None]:
         raise MediaError("not an image of a known format") from error
     except Image.DecompressionBombError as error:
         raise MediaError("too large: more pixels than Pillow's own bound") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        IndexError,
-        KeyError,
-        MemoryError,
-        OverflowError,
-    ) as error:
+    except MediaError:
+        raise
+    except Exception as error:
         raise MediaError(f"broken image: {str(error) or type(error).__name__}") from error
 
 
@@ -88,7 +84,6 @@ def read_image(medium: Medium, max_pixels: int) -> Image.Image:
         # Checked before decoding: the header's size decides how much memory the pixels take.
         if opened.width * opened.height > max_pixels:
             raise MediaError(f"too large: {opened.width} x {opened.height} pixels, at most {max_pixels} are allowed")
-        opened.seek(0)
         opened.load()
         image = ImageOps.exif_transpose(opened)
         if image.has_transparency_data:
@@ -136,14 +131,33 @@ class ImagePreprocessor:
         """Height and width of every image after it; () where they depend on the image."""
         return self.crop or self.size
 
-    def __call__(self, image: Image.Image) -> Float[np.ndarray, "height width channel"]:
-        """Pixels as the encoder takes them, float32."""
+    def __call__(self, image: Image.Image, max_pixels: float = math.inf) -> Float[np.ndarray, "height width channel"]:
+        """Pixels as the encoder takes them, float32.
+
+        Raises:
+            MediaError: it is so long and thin that it would have more than `max_pixels` pixels after resizing.
+        """
         if self.shortest_edge or self.size:
-            image = image.resize(self._resized(image.width, image.height), resample=Image.Resampling(self.resample))
+            width, height = self._resized(image.width, image.height)
+            if self.shortest_edge and width * height > max_pixels:
+                raise MediaError(
+                    f"too long and thin: {image.width} x {image.height} pixels, {width} x {height} after resizing, at "
+                    f"most {max_pixels} are allowed"
+                )
+            image = image.resize((width, height), resample=Image.Resampling(self.resample))
         pixels = np.asarray(image)
         if self.crop:
             pixels = centre_crop(pixels, self.crop)
         return self.normalised(pixels)
+
+    def read(self, medium: Medium, max_pixels: int) -> Float[np.ndarray, "height width channel"]:
+        """An image file as the encoder takes it.
+
+        Raises:
+            MediaError: as `read_image`, or it has more than `max_pixels` pixels after resizing.
+        """
+        with _image_errors():
+            return self(read_image(medium, max_pixels), max_pixels)
 
     def normalised(self, pixels: UInt8[np.ndarray, "... channel"]) -> Float[np.ndarray, "... channel"]:
         """The last steps: rescaled and normalised."""

@@ -17,8 +17,8 @@ import polars as pl
 
 from mmrec_jax.backbones.audio_features import AudioPreprocessor
 from mmrec_jax.backbones.config import ExtractionConfig, ModalityConfig, template_columns
-from mmrec_jax.backbones.image import ImagePreprocessor, read_image
-from mmrec_jax.backbones.medium import MediaError, Medium
+from mmrec_jax.backbones.image import ImagePreprocessor
+from mmrec_jax.backbones.medium import MediaError, Medium, check_file
 from mmrec_jax.backbones.text import TextPreprocessor, clean, fill_template, filled
 from mmrec_jax.backbones.video import Bounds, VideoPreprocessor
 from mmrec_jax.data.binary import BinaryColumn, parse_reference
@@ -40,6 +40,8 @@ class Missing:
     failed: bool
 
 
+_SHOWN = 100  # characters of a path in a reason
+
 Input = np.ndarray | Missing
 """An item's token ids [token], pixels [height width channel], frames [frame height width channel], or sound
 [time *bin]; or why there is none."""
@@ -54,14 +56,18 @@ def inside(root: Path, path: str) -> Path:
     """A media path of the catalogue, which must stay inside the root; links count by their target.
 
     Raises:
-        MediaError: the path is absolute or leads outside of the root.
+        MediaError: the path is absolute, leads outside of the root, or its links lead round in a circle.
     """
+    shown = repr(path if len(path) <= _SHOWN else f"{path[:_SHOWN]}...")  # base64 in the place of a path is long
     if "\0" in path or PurePosixPath(path).is_absolute() or Path(path).is_absolute():
-        raise MediaError(f"path {path!r} is not relative to the media root")
-    root = root.resolve()
-    full = (root / path).resolve()
+        raise MediaError(f"path {shown} is not relative to the media root")
+    try:
+        root = root.resolve()
+        full = (root / path).resolve()
+    except (OSError, RuntimeError) as error:
+        raise MediaError(f"path {shown} cannot be followed") from error
     if not full.is_relative_to(root):
-        raise MediaError(f"path {path!r} leads outside of the media root")
+        raise MediaError(f"path {shown} leads outside of the media root")
     return full
 
 
@@ -80,11 +86,11 @@ class TextInputs:
 
     def __call__(self, places: np.ndarray) -> list[Input]:
         """Token ids of each item's text, or why there are none."""
-        texts = [clean(text) for text in fill_template(self._template, self._columns[places])]
+        texts = fill_template(self._template, self._columns[places])
         empty = Missing(absence("text"), failed=False)
         # A text of nothing but what the tokenizer drops (zero-width signs) has no tokens either.
         made = zip(texts, self._preprocess(texts), strict=True)
-        return [ids if text and len(ids) else empty for text, ids in made]
+        return [ids if clean(text) and len(ids) else empty for text, ids in made]
 
 
 class MediaInputs:
@@ -131,8 +137,7 @@ class MediaInputs:
             return inside(self._root, named)
         file, column, row = reference
         path = inside(self._root, file)
-        if not path.is_file():
-            raise MediaError("file not found")
+        check_file(path)
         return self._columns.setdefault((file, column), BinaryColumn(path, column, self._near))[row] or None
 
 
@@ -166,13 +171,9 @@ def files_stamp(config: ModalityConfig, catalogue: pl.DataFrame, root: Path) -> 
 
 def _decoder(preprocess: Preprocessor, limits: ExtractionConfig) -> Callable[[Medium], np.ndarray]:
     if isinstance(preprocess, ImagePreprocessor):
-        return partial(_image, preprocess, limits.max_pixels)
+        return partial(preprocess.read, max_pixels=limits.max_pixels)
     if isinstance(preprocess, VideoPreprocessor):
         return partial(preprocess.read, bounds=Bounds(limits.max_pixels, limits.max_video_seconds))
     if isinstance(preprocess, AudioPreprocessor):
         return preprocess.read
     raise TypeError(f"{type(preprocess).__name__} reads no files")
-
-
-def _image(preprocess: ImagePreprocessor, max_pixels: int, medium: Medium) -> np.ndarray:
-    return preprocess(read_image(medium, max_pixels))

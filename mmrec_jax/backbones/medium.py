@@ -16,6 +16,21 @@ class MediaError(Exception):
     """A medium of one item that is missing or broken; extraction goes on without it."""
 
 
+def check_file(path: Path) -> None:
+    """Makes sure that there is a file with content.
+
+    Raises:
+        MediaError: the file is absent, is no file, has no content, or its name is too long or in a closed folder.
+    """
+    try:
+        if not path.is_file():
+            raise MediaError("file not found")
+        if path.stat().st_size == 0:
+            raise MediaError("empty file (zero bytes)")
+    except OSError as error:
+        raise MediaError(f"file cannot be opened: {error.strerror}") from error
+
+
 @contextmanager
 def open_medium(medium: Medium) -> Iterator[BinaryIO]:
     """A medium as a file to read from.
@@ -29,10 +44,7 @@ def open_medium(medium: Medium) -> Iterator[BinaryIO]:
         with io.BytesIO(medium) as stream:
             yield stream
         return
-    if not medium.is_file():
-        raise MediaError("file not found")
-    if medium.stat().st_size == 0:
-        raise MediaError("empty file (zero bytes)")
+    check_file(medium)
     try:
         file = medium.open("rb")
     except OSError as error:

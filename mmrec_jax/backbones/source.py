@@ -6,20 +6,25 @@ import importlib.util
 import re
 from pathlib import Path
 
+from mmrec_jax.backbones.image import FILES as PROCESSOR_FILES
+from mmrec_jax.backbones.vocabulary import tokenizer_files
+from mmrec_jax.backbones.weights import weight_files
 from mmrec_jax.errors import BackboneError
 
 HUB_FILES = ("*.json", "*.txt", "*.safetensors")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def locate(spec: str, revision: str = "", *, local_only: bool = False) -> Path:
+def locate(spec: str, revision: str = "", *, kind: str = "", local_only: bool = False) -> Path:
     """The directory with a backbone's config.json.
 
     Args:
         spec: a local directory, "package:NAME", or a hub id such as "facebook/dinov2-small". A directory that
             exists goes before a hub id of the same name.
         revision: branch, tag or commit of a hub id.
-        local_only: whether a hub id is looked for in the local cache only.
+        kind: "text", "image", "video" or "audio", whose files a snapshot in the cache must have so as not to be fetched
+            anew; "" is any of them.
+        local_only: whether a hub id is looked for in the local cache only, and taken as it is there.
 
     Raises:
         BackboneError: nothing is found there; the message says what was looked for.
@@ -33,7 +38,7 @@ def locate(spec: str, revision: str = "", *, local_only: bool = False) -> Path:
         return directory
     if not HUB_ID.fullmatch(spec):
         raise BackboneError(f"backbone {spec!r}: there is no such directory, and it is no hub id (owner/name)")
-    return _from_hub(spec, revision, local_only)
+    return _from_hub(spec, revision, kind, local_only)
 
 
 def _in_package(name: str) -> Path:
@@ -60,11 +65,12 @@ def _in_package(name: str) -> Path:
     return folders[0]
 
 
-def _from_hub(repository: str, revision: str, local_only: bool) -> Path:
-    """The snapshot of a hub repository, from the cache where it is there; data files only, never code."""
+def _from_hub(repository: str, revision: str, kind: str, local_only: bool) -> Path:
+    """The snapshot of a hub repository, from the cache where all of it is there; data files only, never code."""
     import huggingface_hub
 
     error: Exception | None = None
+    partial = False
     for from_cache in (True,) if local_only else (True, False):
         try:
             directory = Path(
@@ -78,13 +84,28 @@ def _from_hub(repository: str, revision: str, local_only: bool) -> Path:
         except (OSError, ValueError) as failure:
             error = failure
             continue
-        # A cached snapshot may have been made by a program that wanted only some of the files.
+        # A cached snapshot may be of a program that wanted some of the files, or of a download that was broken off.
+        if from_cache and not local_only and not _complete(directory, kind):
+            partial = True
+            continue
         if (directory / "config.json").is_file() and any(directory.glob("*.safetensors")):
             return directory
         error = FileNotFoundError("it has no config.json with safetensors weights beside it")
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise BackboneError(
-        f"backbone {repository!r} is not in the hub's cache here"
+        f"backbone {repository!r} is {'only in part' if partial else 'not'} in the hub's cache here"
         + ("" if local_only else " and could not be fetched")
         + f" ({reason}): check its name and the network, or name a local directory"
     ) from error
+
+
+def _complete(directory: Path, kind: str) -> bool:
+    """Whether a snapshot has config.json, all weights, and a tokenizer or processor."""
+    processor = any((directory / name).is_file() for name in PROCESSOR_FILES)
+    try:
+        weight_files(directory)
+        if kind == "text" or not (kind or processor):
+            tokenizer_files(directory)
+    except BackboneError:
+        return False
+    return (directory / "config.json").is_file() and (processor or kind in ("", "text"))

@@ -25,10 +25,11 @@ def fill_template(template: str, catalogue: pl.DataFrame) -> list[str]:
 
 
 def filled(template: str, catalogue: pl.DataFrame) -> pl.Series:
-    """A text for every item: "" where all of the template's columns are empty.
+    """A text for every item: "" where all of the template's columns are empty. Lists are joined by ", ".
 
     Raises:
-        ConfigError: the catalogue lacks a column that the template names.
+        ConfigError: the catalogue lacks a column that the template names, or one holds structs, lists of lists or of
+            bytes.
     """
     literals, columns = template_columns(template)
     if missing := [column for column in columns if column not in catalogue.columns]:
@@ -36,10 +37,25 @@ def filled(template: str, catalogue: pl.DataFrame) -> pl.Series:
             f"template {template!r} names the column {missing[0]!r}, which the catalogue lacks; it has "
             f"{', '.join(catalogue.columns)}"
         )
-    values = [pl.col(column).cast(pl.String).fill_null("").str.strip_chars() for column in columns]
+    texts = [_as_text(template, column, catalogue.schema[column]) for column in columns]
+    values = [text.fill_null("").str.strip_chars() for text in texts]
     escaped = "{}".join(literal.replace("{", "{{").replace("}", "}}") for literal in literals)
     text = pl.when(pl.any_horizontal([v != "" for v in values])).then(pl.format(escaped, *values))
     return catalogue.select(text.otherwise(pl.lit("")).alias("text"))["text"]
+
+
+def _as_text(template: str, column: str, kind: pl.DataType) -> pl.Expr:
+    """A column as strings; of a list, what it holds, joined by ", "."""
+    inner = kind.inner if isinstance(kind, pl.List | pl.Array) else kind
+    if inner.is_nested() or (inner == pl.Binary and inner is not kind):
+        raise ConfigError(
+            f"template {template!r} names the column {column!r} of type {kind}: make it a column of text, "
+            "numbers or plain lists"
+        )
+    if inner is kind:
+        return pl.col(column).cast(pl.String)
+    lists = pl.col(column).cast(pl.List(pl.String))
+    return lists.list.eval(pl.element().filter(pl.element() != "")).list.join(", ")
 
 
 def clean(text: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,12 +67,13 @@ class VideoPreprocessor:
         """A video file as the encoder takes it; one frame of full size is held at a time.
 
         Raises:
-            MediaError: as `read_video`.
+            MediaError: as `read_video`, or a frame has more than `bounds.pixels` pixels after resizing.
         """
-        return np.stack(sample_frames(medium, self.frames, bounds, self._prepare))
+        prepare = partial(self._prepare, max_pixels=bounds.pixels)
+        return np.stack(sample_frames(medium, self.frames, bounds, prepare))
 
-    def _prepare(self, frame: UInt8[np.ndarray, "height width 3"]) -> np.ndarray:
-        return self.image(Image.fromarray(frame))
+    def _prepare(self, frame: UInt8[np.ndarray, "height width 3"], max_pixels: float = math.inf) -> np.ndarray:
+        return self.image(Image.fromarray(frame), max_pixels)
 
 
 def read_video(

@@ -6,11 +6,12 @@ catalogue's pixels need not fit into a device. A batch's rows are read while the
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -81,7 +82,8 @@ def prepare_inputs(
     """The inputs of a catalogue's items, made on the first call and opened later; made anew where files that they were
     made of have another size or time of change now.
 
-    A killed preparation leaves nothing that is taken for a whole one, and starts again.
+    A killed preparation leaves nothing that is taken for a whole one, and starts again; the next one below the same
+    folder removes what it left. Processes that prepare there at the same time wait for each other.
 
     Args:
         modality: what the media are.
@@ -104,14 +106,34 @@ def prepare_inputs(
                 f"methods.{name}: the backbone's preprocessor_config.json makes images of several sizes, and live "
                 "ones need one: set its `crop_size`."
             )
-        unfinished = directory.with_name(f".{directory.name}.{os.getpid()}")
-        unfinished.mkdir(parents=True, exist_ok=True)
-        try:
-            _write(modality, preprocess, catalogue, media_root, limits, unfinished, name, stamp)
-            _put(unfinished, directory, stamp)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        with _alone(directory.parent):
+            if not _made_of(directory, stamp):  # by another process, while this one waited
+                unfinished = directory.with_name(f".{directory.name}.{os.getpid()}")
+                unfinished.mkdir(exist_ok=True)
+                try:
+                    _write(modality, preprocess, catalogue, media_root, limits, unfinished, name, stamp)
+                    _put(unfinished, directory, stamp)
+                finally:
+                    shutil.rmtree(unfinished, ignore_errors=True)
     return open_inputs(directory)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process makes inputs in a folder, and removes what killed ones left there.
+
+    A lock, since the number of a process on another host, or in another container, tells nothing here.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks: whose a leftover is cannot be told
+            yield
+            return
+        for left in folder.glob(".*.[0-9]*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
 
 
 def _made_of(directory: Path, stamp: str) -> bool:
@@ -147,7 +169,7 @@ def _write(modality, preprocess, catalogue, media_root, limits, directory: Path,
     shape: tuple[int, ...] = ()
     starts, failures = [0, 0], {}
     made = _inputs(modality, unnormalised(preprocess), catalogue, media_root, limits)
-    with (directory / "values.bin").open("wb") as file, closing(made):
+    with (directory / "values.bin").open("wb") as file, contextlib.closing(made):
         for item, found in zip(catalogue["item"], made, strict=True):
             size = 0
             if isinstance(found, Missing):

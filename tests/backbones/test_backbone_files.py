@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from mmrec_jax.backbones.backbone import identify, load
 from mmrec_jax.backbones.source import locate
 from mmrec_jax.errors import BackboneError, ConfigError
-from tests.tiny_backbones import golden, golden_weights, write_backbone
+from tests.tiny_backbones import golden, golden_weights, write_backbone, write_shards
 
 
 def bert_weights() -> dict[str, np.ndarray]:
@@ -150,6 +150,45 @@ def test_a_hub_id_is_taken_from_the_cache_before_the_network_and_only_data_files
     with pytest.raises(BackboneError, match=r"'owner/encoder' is not in the hub's cache here \(not cached\)"):
         identify("owner/encoder", "text", 8)
     assert len(asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "lost"),
+    [
+        ("llama", "text", "model-00002-of-00003.safetensors"),
+        ("llama", "", "model.safetensors.index.json"),
+        ("llama", "text", "tokenizer.json"),
+        ("bert", "", "tokenizer.json"),
+        ("bert", "text", "config.json"),
+        ("vit", "image", "preprocessor_config.json"),
+        ("vit", "", "model.safetensors"),
+    ],
+)
+def test_a_download_that_was_broken_off_goes_on(
+    name: str, kind: str, lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    folder = tmp_path / "snapshot"
+    write_shards(folder) if name == "llama" else write_backbone(folder, name)
+    (folder / lost).rename(tmp_path / lost)
+    asked: list[bool] = []
+
+    def download(*_, local_files_only: bool, **__) -> str:
+        asked.append(local_files_only)
+        if not local_files_only:
+            if not (tmp_path / lost).is_file():
+                raise OSError("no network")
+            (tmp_path / lost).rename(folder / lost)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert load("owner/encoder", kind=kind).spec == "owner/encoder"
+    assert asked == [True, False]
+    assert load("owner/encoder", kind=kind).spec == "owner/encoder"
+    assert asked == [True, False, True]
+    (folder / lost).unlink()
+    with pytest.raises(BackboneError, match=r"only in part in the hub's cache here .* not be fetched \(no network\)"):
+        load("owner/encoder", kind=kind)
 
 
 def test_a_real_hub_cache_is_read_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

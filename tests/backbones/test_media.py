@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,14 @@ from PIL import Image
 
 from mmrec_jax.backbones.backbone import load
 from mmrec_jax.backbones.config import ExtractionConfig, ModalityConfig, resolve_layers
-from mmrec_jax.backbones.image import MediaError, centre_crop, read_image, read_image_preprocessor
+from mmrec_jax.backbones.image import (
+    ImagePreprocessor,
+    MediaError,
+    centre_crop,
+    known_formats,
+    read_image,
+    read_image_preprocessor,
+)
 from mmrec_jax.backbones.media import MediaInputs, Missing, TextInputs, inside
 from mmrec_jax.backbones.text import TextPreprocessor, fill_template
 from mmrec_jax.errors import BackboneError, ConfigError
@@ -111,6 +120,64 @@ def test_the_pixel_bound_holds_before_pixels_are_decoded(tmp_path: Path) -> None
         read_image(tmp_path / "bomb.png", PIXELS)
 
 
+def saved(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_an_image_with_an_exif_of_a_few_bytes_is_a_reason(kind: str) -> None:
+    if kind not in known_formats():
+        pytest.skip(f"Pillow is built without {kind}")
+    with pytest.raises(MediaError, match="broken image: unpack"):
+        read_image(saved(Image.new("RGB", (8, 8)), kind, exif=b"II*\0"), PIXELS)
+
+
+def test_a_texture_of_a_format_that_is_unknown_is_a_reason() -> None:
+    content = bytearray(saved(Image.new("RGB", (8, 8)), "DDS"))
+    content[80:88] = (4).to_bytes(4, "little") + b"ABCD"  # the pixels' format, as four letters
+    with pytest.raises(MediaError, match="broken image"):
+        read_image(bytes(content), PIXELS)
+
+
+def test_damaged_bytes_of_any_format_are_an_image_or_a_reason() -> None:
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (24, 20, 3), np.uint8))
+    others = {"PSD": b"8BPS\0\1" + bytes(7) + b"\3" + b"\0\0\0\2" * 2 + b"\0\x08\0\3" + bytes(14 + 12)}
+    others["XPM"] = b'/* XPM */\nstatic char *x[] = {\n"2 1 2 1",\n"a c #ff0000",\n"b c #00ff00",\n"ab"\n};\n'
+    kinds = [kind for kind in known_formats() if kind in others or kind in Image.SAVE]
+    assert set(kinds) == set(known_formats())
+    for kind in kinds:
+        whole = others.get(kind) or saved(noise.convert("1" if kind == "XBM" else "RGB"), kind)
+        assert isinstance(read_image(whole, 2 * PIXELS), Image.Image)
+        for _ in range(60):
+            damaged = bytearray(whole)
+            for place in rng.integers(len(whole), size=2).tolist() + rng.integers(min(len(whole), 80), size=2).tolist():
+                damaged[place] = rng.integers(256)
+            end = int(rng.choice([len(whole), rng.integers(1, len(whole))]))
+            with suppress(MediaError):
+                assert read_image(bytes(damaged[:end]), PIXELS).mode == "RGB"
+
+
+def test_a_thin_image_is_not_blown_up_beyond_the_pixel_bound() -> None:
+    preprocess = ImagePreprocessor(256, (), 3, (224, 224), 1.0, (0.0,) * 3, (1.0,) * 3)
+    for size in ((1, 50_000), (50_000, 1)):
+        with pytest.raises(MediaError, match=r"too long and thin: .*12800000.* after resizing, at most 1000000"):
+            preprocess.read(saved(Image.new("L", size), "PNG"), PIXELS)
+    assert preprocess.read(saved(Image.new("L", (10, 100)), "PNG"), PIXELS).shape == (224, 224, 3)
+
+
+def test_memory_that_does_not_suffice_for_resizing_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resize(*_, **__) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    preprocess = ImagePreprocessor(0, (8, 8), 3, (), 1.0, (0.0,) * 3, (1.0,) * 3)
+    with pytest.raises(MediaError, match="broken image: MemoryError"):
+        preprocess.read(saved(Image.new("L", (9, 9)), "PNG"), PIXELS)
+
+
 @pytest.mark.parametrize("path", ["../secret.jpg", "a/../../secret.jpg", "/etc/passwd", "link/secret.jpg", "a\0b"])
 def test_media_paths_stay_inside_the_media_root(path: str, tmp_path: Path) -> None:
     root = tmp_path / "media"
@@ -136,6 +203,31 @@ def test_each_item_gets_pixels_or_a_reason(tmp_path: Path) -> None:
     assert [m.failed for m in made[1:] if isinstance(m, Missing)] == [True, False, True]
 
 
+def test_names_that_cannot_be_files_and_closed_folders_are_a_reason_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocess = load(str(write_backbone(tmp_path / "vit", "vit"))).preprocess
+    (tmp_path / "loop").symlink_to("loop")
+    long = "x" * 300
+    named = [long, f"/9j/{long}", "loop/1.png", f"{long}.parquet#a:0", "closed/1.png", "closed.parquet#a:0"]
+    catalogue = pl.DataFrame({"item": list(map(str, range(len(named)))), "cover": named})
+    modality = ModalityConfig("image", "x", column="cover")
+    read = MediaInputs(modality, preprocess, catalogue, tmp_path, ExtractionConfig(), near=1)
+
+    def is_file(path: Path) -> bool:  # root may look into any folder
+        if "closed" in path.name + path.parent.name:
+            raise PermissionError(13, "Permission denied")
+        return asked(path)
+
+    asked = Path.is_file
+    monkeypatch.setattr(Path, "is_file", is_file)
+    reasons = [made.reason for made in map(read, range(len(named))) if isinstance(made, Missing) and made.failed]
+    assert len(reasons) == len(named)
+    assert max(map(len, reasons)) < 200
+    assert reasons[0] == reasons[3] == "file cannot be opened: File name too long"
+    assert reasons[4:] == ["file cannot be opened: Permission denied"] * 2
+
+
 def test_texts_lose_html_entities_and_empty_ones_are_missing(tmp_path: Path) -> None:
     preprocess = load(str(write_backbone(tmp_path)), max_tokens=6).preprocess
     catalogue = pl.DataFrame({"item": ["1", "2", "3", "4"], "title": ["a &amp; b", "  ", None, "abcdefgh"]})
@@ -149,12 +241,44 @@ def test_texts_lose_html_entities_and_empty_ones_are_missing(tmp_path: Path) -> 
     assert made[3][-1] == 3
 
 
+def test_html_entities_are_decoded_once(tmp_path: Path) -> None:
+    preprocess = load(str(write_backbone(tmp_path)), max_tokens=12).preprocess
+    catalogue = pl.DataFrame({"title": ["a &amp;amp; b", "a &amp; b", "&nbsp;", "&amp;nbsp;"]})
+    assert isinstance(preprocess, TextPreprocessor)
+    twice, once, space, spelt = TextInputs(ModalityConfig("text", "x", template="{title}"), preprocess, catalogue)(
+        np.arange(4)
+    )
+    np.testing.assert_array_equal(twice, preprocess.tokenizer.encode("a &amp; b").ids)
+    np.testing.assert_array_equal(once, preprocess.tokenizer.encode("a & b").ids)
+    assert space == Missing("empty text", failed=False)
+    np.testing.assert_array_equal(spelt, preprocess.tokenizer.encode("&nbsp;").ids)
+
+
 def test_a_template_joins_columns_of_any_type_and_is_empty_only_where_all_are() -> None:
     catalogue = pl.DataFrame({"title": ["A", None, None], "year": [1999, 2000, None]})
     assert fill_template("{title} ({year})", catalogue) == ["A (1999)", "(2000)".rjust(7), ""]
     assert fill_template("{{x}} {title}", catalogue) == ["{x} A", "", ""]
     with pytest.raises(ConfigError, match=r"names the column 'plot', which the catalogue lacks; it has title, year"):
         fill_template("{plot}", catalogue)
+
+
+def test_a_template_joins_lists_and_refuses_other_nested_columns() -> None:
+    catalogue = pl.DataFrame(
+        {
+            "title": ["A", "B", None, None],
+            "genres": [["Drama", None, "War", ""], [], None, ["Crime"]],
+            "years": pl.Series([[1999, 2000], [2001, 2002], None, None], dtype=pl.Array(pl.Int64, 2)),
+            "about": [{"plot": "x"}] * 4,
+            "deep": [[["x"]]] * 4,
+            "casts": [[{"name": "x"}]] * 4,
+            "stills": [[b"x"]] * 4,
+        }
+    )
+    assert fill_template("{title}: {genres}", catalogue) == ["A: Drama, War", "B: ", "", ": Crime"]
+    assert fill_template("{years}", catalogue) == ["1999, 2000", "2001, 2002", "", ""]
+    for column in ("about", "deep", "casts", "stills"):
+        with pytest.raises(ConfigError, match=rf"names the column '{column}' of type .*: make it a column of text"):
+            fill_template(f"{{title}} {{{column}}}", catalogue)
 
 
 @pytest.mark.parametrize("template", ["no column", "{title.__class__}", "{title!r}", "{title:>5}", "{0[a]}", "{", "{}"])

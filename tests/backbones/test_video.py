@@ -218,6 +218,12 @@ def test_frames_are_prepared_like_images_while_they_are_read(tmp_path: Path) -> 
     assert preprocess.fingerprint == {**image.fingerprint, "frames": 4, "sampling": "segment centres"}
 
 
+def test_thin_frames_are_not_blown_up_beyond_the_pixel_bound(tmp_path: Path) -> None:
+    preprocess = VideoPreprocessor(ImagePreprocessor(96, (), 2, (20, 22), 1.0, (0.0,) * 3, (1.0,) * 3), 4)
+    with pytest.raises(MediaError, match="64 x 48 pixels, 128 x 96 after resizing, at most 10000"):
+        preprocess.read(make_video(tmp_path / "a.mp4"), Bounds(10_000, SECONDS))
+
+
 def test_without_pyav_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_video(tmp_path / "a.mp4")
     monkeypatch.setitem(sys.modules, "av", None)

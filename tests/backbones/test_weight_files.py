@@ -12,22 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from mmrec_jax.backbones.backbone import identify, load
 from mmrec_jax.errors import BackboneError
-from tests.tiny_backbones import golden, golden_weights, write_backbone
-
-INDEX = "model.safetensors.index.json"
-
-
-def write_shards(folder: Path, name: str = "llama", shards: int = 3) -> Path:
-    """A golden backbone whose weights lie in several files."""
-    weights = golden_weights(golden(name)[0])
-    whole = write_backbone(folder, name) / "model.safetensors"
-    whole.unlink()
-    names = sorted(weights)
-    placed = {tensor: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, tensor in enumerate(names)}
-    for file in set(placed.values()):
-        save_file({tensor: weights[tensor] for tensor in names if placed[tensor] == file}, folder / file)
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": placed}))
-    return folder
+from tests.tiny_backbones import WEIGHTS_INDEX, write_backbone, write_shards
 
 
 def test_sharded_weights_give_the_parameters_of_the_whole_file(tmp_path: Path) -> None:
@@ -56,7 +41,7 @@ def test_a_missing_shard_is_an_error_that_names_it(tmp_path: Path) -> None:
 def test_an_index_names_only_safetensors_files_beside_it(name: object, tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "model")
     save_file({"x": np.ones(1, np.float32)}, tmp_path / "other.safetensors")
-    (folder / INDEX).write_text(json.dumps({"weight_map": {"x": name}}))
+    (folder / WEIGHTS_INDEX).write_text(json.dumps({"weight_map": {"x": name}}))
     with pytest.raises(BackboneError, match=r"index.json (must name safetensors files beside it|is not a sound index)"):
         load(str(folder))
 
@@ -64,7 +49,7 @@ def test_an_index_names_only_safetensors_files_beside_it(name: object, tmp_path:
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": [1]}'])
 def test_a_damaged_index_is_an_error(content: str, tmp_path: Path) -> None:
     folder = write_shards(tmp_path)
-    (folder / INDEX).write_text(content)
+    (folder / WEIGHTS_INDEX).write_text(content)
     with pytest.raises(BackboneError, match=r"index.json"):
         load(str(folder))
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
+import polars as pl
 import pytest
 
+from mmrec_jax.backbones.backbone import load
+from mmrec_jax.backbones.config import ExtractionConfig, ModalityConfig
 from mmrec_jax.backbones.family import Tokens
 from mmrec_jax.backbones.packing import LEAST
 from mmrec_jax.errors import ConfigError
-from mmrec_jax.live.inputs import RawInputs, _put
+from mmrec_jax.live.inputs import RawInputs, _put, prepare_inputs
 from mmrec_jax.live.parts import ByLength, Grouped, Layout, Packed, RawBatch
 from mmrec_jax.live.stream import LiveStream
 from mmrec_jax.share import Share
 from mmrec_jax.types import SequenceBatch
+from tests.tiny_backbones import write_backbone
 
 LENGTHS = [0, 3, 17, 64, 9, 0, 70, 90, 12, 5, 33]
 
@@ -141,6 +147,29 @@ def test_a_modality_that_no_item_has_is_refused_before_training() -> None:
     backbones, catalogue = SimpleNamespace(backbones={"a": None}), SimpleNamespace(inputs={"a": ragged([0, 0])})
     with pytest.raises(ConfigError, match=r"methods\.a: no item has this modality"):
         LiveStream(None, backbones, catalogue)
+
+
+def test_what_a_killed_preparation_left_goes_when_no_other_is_under_way(tmp_path: Path) -> None:
+    preprocess = load(str(write_backbone(tmp_path / "bert")), max_tokens=6).preprocess
+    modality = ModalityConfig("text", "x", template="{title}")
+    catalogue = pl.DataFrame({"item": ["1", "2"], "title": ["a b", "c"]})
+    folder = tmp_path / "inputs"
+    left = folder / ".words-of-another-config.123456789"
+    left.mkdir(parents=True)
+    (left / "values.bin").touch()
+
+    def prepare() -> RawInputs:
+        return prepare_inputs(modality, preprocess, catalogue, tmp_path, ExtractionConfig(), folder / "words", "words")
+
+    with ThreadPoolExecutor(1) as others, (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = others.submit(prepare)
+        with pytest.raises(TimeoutError):
+            made.result(timeout=0.5)
+        assert left.exists()
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert made.result(timeout=60).present.tolist() == [False, True, True]
+    assert {path.name for path in folder.iterdir()} == {".lock", "words"}
 
 
 def test_of_two_processes_that_prepare_inputs_the_later_one_keeps_what_is_open(tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ def test_raw_inputs_are_made_once(shop: Path, tmp_path: Path) -> None:
     run = open_run(config_of(shop, {"picture": {"kind": "frozen"}}), tmp_path / "run")
     inputs = run.live_catalogue.inputs["picture"]
     assert inputs.values.dtype == np.uint8
-    (folder,) = (run.workdir / "inputs").iterdir()
+    (folder,) = (run.workdir / "inputs").glob("picture-*")
     stamp = (folder / "values.bin").stat().st_mtime_ns
     again = replace(run)
     np.testing.assert_array_equal(again.live_catalogue.inputs["picture"].values, inputs.values)
