@@ -48,6 +48,18 @@ def has_source(config: RunConfig) -> bool:
     return True
 
 
+def source_fingerprint(config: RunConfig) -> str | None:
+    """Fingerprint of the data that the source gives as it is now; None where the raw data is not there."""
+    from mmrec_jax.data import fingerprint
+    from mmrec_jax.data.layouts import locate
+
+    try:
+        files = locate(config.data).files
+    except UserError:
+        return None
+    return fingerprint.digest(fingerprint.contents(config.data, files))
+
+
 def prepared_directory(config: RunConfig, workdir: Path) -> Path:
     """Where prepared data is kept, in a folder for each fingerprint: as configured, else in the workdir."""
     return Path(config.prepared) if config.prepared else workdir / "data"
