@@ -34,7 +34,7 @@ def source_directory(config: RunConfig) -> Path:
     """Where the raw data lies; samples come with the package."""
     from mmrec_jax.data.layouts import locate
 
-    return locate(config.data).interactions.parent
+    return locate(config.data).directory
 
 
 def has_source(config: RunConfig) -> bool:

@@ -147,6 +147,17 @@ def test_another_config_is_taken_where_nothing_was_trained_yet(copied, shop, cli
     assert json.loads((copied / "config.json").read_text())["model"]["width"] == 16
 
 
+def test_media_paths_are_relative_to_the_source_wherever_its_files_lie(shop, cli, tmp_path):
+    source = shutil.copytree(shop / "data", tmp_path / "data")
+    for file, place in (("interactions.csv", "logs"), ("items.csv", "lists")):
+        (source / place).mkdir()
+        (source / file).rename(source / place / file)
+    files = ("--config.data.interactions_file=logs/interactions.csv", "--config.data.items_file=lists/items.csv")
+    code, out, err = cli(arguments(shop, tmp_path / "run", "--mode=extract", f"--config.data.source={source}", *files))
+    assert (code, err) == (0, "")
+    assert "Hidden-state store" in out
+
+
 def test_a_finished_run_is_evaluated_where_its_raw_data_is_not(copied, cli):
     content = json.loads((copied / "config.json").read_text())
     content["data"]["source"] = "gone"
