@@ -124,6 +124,13 @@ def command(argv: Sequence[str]) -> int:
     except Preempted as stopped:
         print(f"Told to end (SIGTERM): ended {stopped}. The same command goes on from there.", file=sys.stderr)
         return PREEMPTED
+    except Exception as error:
+        from mmrec_jax.training.checkpoints import out_of_space
+
+        if not out_of_space(error):
+            raise
+        print(f"The disk is full: {error}. Free some space and start the same command again.", file=sys.stderr)
+        return MISTAKE
     return 0
 
 
