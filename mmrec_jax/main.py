@@ -18,8 +18,8 @@ Modes:
 
 Several processes are one run where --coordinator, --processes and --process say so, or the launcher does in their
 environment (TPU pods, SLURM, Open MPI, Kubernetes): docs/launching.md. Exit codes: 0 done, 2 a mistake in the config,
-data or flags, 69 another process was lost, 75 ended by SIGTERM with everything saved, 130 by Ctrl-C; after 69, 75 and
-130 the same command goes on.
+data or flags or a full disk, 69 another process was lost, 75 ended by SIGTERM with everything saved, 130 by Ctrl-C;
+after 69, 75 and 130 the same command goes on.
 
 Any value of the config can be set: --config.training.epochs=5. A finished --workdir knows its config: the modes
 other than train and compare need no --config then.
