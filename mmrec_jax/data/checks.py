@@ -121,7 +121,7 @@ def parse_times(
         The times (0 where bad), and for each kind of badness the rows it is true of.
     """
     series = pl.Series("time", without_dictionary(column))
-    if series.dtype.is_decimal():
+    if isinstance(series.dtype, pl.Decimal):
         series = series.cast(pl.Int64 if series.dtype.scale == 0 else pl.Float64, strict=False)
     missing = series.is_null().to_numpy()
     if series.dtype in (pl.Date, pl.Datetime):

@@ -241,11 +241,11 @@ class _Run:
     def _warn_of_stretched_schedule(self, step: int, before: int, where: str) -> None:
         """Says what other epochs than before do to learning rates that fall until the last step, if any are left."""
         per_epoch, epochs = self.stream.batches_per_epoch, self.config.epochs
-        factors = [
+        schedules = [
             schedule_factor(dataclasses.replace(self.config, epochs=number), per_epoch) for number in (before, epochs)
         ]
-        if step < epochs * per_epoch and all(factors):
-            shares = [f"{float(factor(step)):.0%}" for factor in factors]
+        if step < epochs * per_epoch:
+            shares = [f"{float(factor(step)):.0%}" for factor in schedules if factor]
             logging.warning(
                 "%s: training.epochs was %d and is now %d, which stretches the cosine schedule: the learning rates go "
                 "from %s to %s of their highest at once. Another --workdir trains all epochs on one schedule.",
