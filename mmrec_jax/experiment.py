@@ -34,7 +34,7 @@ def source_directory(config: RunConfig) -> Path:
     """Where the raw data lies; samples come with the package."""
     from mmrec_jax.data.layouts import locate
 
-    return locate(config.data).interactions.parent
+    return locate(config.data).directory
 
 
 def has_source(config: RunConfig) -> bool:
@@ -46,6 +46,18 @@ def has_source(config: RunConfig) -> bool:
     except UserError:
         return False
     return True
+
+
+def source_fingerprint(config: RunConfig) -> str | None:
+    """Fingerprint of the data that the source gives as it is now; None where the raw data is not there."""
+    from mmrec_jax.data import fingerprint
+    from mmrec_jax.data.layouts import locate
+
+    try:
+        files = locate(config.data).files
+    except UserError:
+        return None
+    return fingerprint.digest(fingerprint.contents(config.data, files))
 
 
 def prepared_directory(config: RunConfig, workdir: Path) -> Path:

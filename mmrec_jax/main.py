@@ -18,8 +18,8 @@ Modes:
 
 Several processes are one run where --coordinator, --processes and --process say so, or the launcher does in their
 environment (TPU pods, SLURM, Open MPI, Kubernetes): docs/launching.md. Exit codes: 0 done, 2 a mistake in the config,
-data or flags, 69 another process was lost, 75 ended by SIGTERM with everything saved, 130 by Ctrl-C; after 69, 75 and
-130 the same command goes on.
+data or flags or a full disk, 69 another process was lost, 75 ended by SIGTERM with everything saved, 130 by Ctrl-C;
+after 69, 75 and 130 the same command goes on.
 
 Any value of the config can be set: --config.training.epochs=5. A finished --workdir knows its config: the modes
 other than train and compare need no --config then.
@@ -124,6 +124,13 @@ def command(argv: Sequence[str]) -> int:
     except Preempted as stopped:
         print(f"Told to end (SIGTERM): ended {stopped}. The same command goes on from there.", file=sys.stderr)
         return PREEMPTED
+    except Exception as error:
+        from mmrec_jax.training.checkpoints import out_of_space
+
+        if not out_of_space(error):
+            raise
+        print(f"The disk is full: {error}. Free some space and start the same command again.", file=sys.stderr)
+        return MISTAKE
     return 0
 
 

@@ -15,6 +15,7 @@ from mmrec_jax.errors import DataError
 
 _SHOWN = 5
 _DATE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
+_ZONED_FORMATS = ("%Y-%m-%d %H:%M:%S%.f%z", "%Y-%m-%d %H:%M%z")
 
 
 @dataclass
@@ -83,8 +84,7 @@ class Ids:
 
 def encode_ids(column: pa.ChunkedArray) -> Ids:
     """Numbers a column's ids by first appearance. Ids become strings, whole floats without ".0"."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+    column = without_dictionary(column)
     encoded = column.dictionary_encode().combine_chunks()
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
     names = id_strings(pl.Series("item", encoded.dictionary))
@@ -92,6 +92,11 @@ def encode_ids(column: pa.ChunkedArray) -> Ids:
     if missing.any():
         codes = np.where((codes >= 0) & ~missing[codes], codes, np.int32(-1))
     return Ids(codes, names, column)
+
+
+def without_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of categories as the values that they stand for; any other as it is."""
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 def id_strings(series: pl.Series) -> pl.Series:
@@ -107,14 +112,17 @@ def id_strings(series: pl.Series) -> pl.Series:
 def parse_times(
     column: pa.ChunkedArray,
 ) -> tuple[Num[np.ndarray, " row"], dict[str, Bool[np.ndarray, " row"]]]:
-    """Times as numbers that sort: integers where all are whole, else floats; dates in us since 1970.
+    """Times as numbers that sort: integers where all are whole, else floats; dates in us since 1970, UTC.
 
-    Accepts numbers, dates and times, and strings of numbers or of ISO dates (one kind a column).
+    Accepts numbers, dates and times, and strings of numbers or of ISO dates (one kind a column). Dates without an
+    offset are taken for UTC.
 
     Returns:
         The times (0 where bad), and for each kind of badness the rows it is true of.
     """
-    series = pl.Series("time", column)
+    series = pl.Series("time", without_dictionary(column))
+    if isinstance(series.dtype, pl.Decimal):
+        series = series.cast(pl.Int64 if series.dtype.scale == 0 else pl.Float64, strict=False)
     missing = series.is_null().to_numpy()
     if series.dtype in (pl.Date, pl.Datetime):
         return series.cast(pl.Datetime("us")).cast(pl.Int64).fill_null(0).to_numpy(), {"time is missing": missing}
@@ -151,16 +159,18 @@ def _numbers_or_dates(text: pl.Series) -> tuple[pl.Series, bool]:
     floats = floats.set(~floats.is_finite(), None)
     if floats.count():
         return (whole if whole.count() == floats.count() else floats), False
-    plain = text.str.replace("T", " ", literal=True).str.strip_suffix("Z")
-    dates = pl.DataFrame(
-        {form: plain.str.to_datetime(form, strict=False, time_unit="us") for form in _DATE_FORMATS}
-    ).select(pl.coalesce(*_DATE_FORMATS))
+    plain = text.str.replace(" ?(?:Z|UTC)$", "").str.replace("T", " ", literal=True)
+    plain = plain.str.replace(
+        r"(:[\d.]+) ?([+-]\d\d)$", "${1}${2}00"
+    )  # an offset of hours alone, as Postgres writes it
+    parsed = [plain.str.to_datetime(form, strict=False, time_unit="us") for form in _DATE_FORMATS + _ZONED_FORMATS]
+    dates = pl.select(pl.coalesce([dates.dt.replace_time_zone(None) for dates in parsed]))
     return dates.to_series().cast(pl.Int64), True
 
 
 def parse_numbers(column: pa.ChunkedArray) -> tuple[Num[np.ndarray, " row"], Bool[np.ndarray, " row"]]:
     """A column as float32, and the rows that hold no finite number (0 there). Booleans count as 0 and 1."""
-    series = pl.Series("number", column)
+    series = pl.Series("number", without_dictionary(column))
     if series.dtype == pl.String:
         lowered = series.str.strip_chars().str.to_lowercase()
         series = lowered.replace({"true": "1", "false": "0"})

@@ -76,13 +76,18 @@ def read_table(path: Path, columns: list[str] | None = None) -> Table:
     return read_text(path, delimiter="\t" if path.suffix == ".tsv" else ",")
 
 
-def read_items(path: Path, id_column: str) -> Table:
+def read_items(path: Path, id_column: str, directory: Path | None = None) -> Table:
     """Reads a file of items; columns of media as bytes, in a Parquet file, hold references instead.
 
     Only extraction reads the bytes, one by one: they may be more than the memory holds.
 
+    Args:
+        path: the file.
+        id_column: of the item ids.
+        directory: that references name the file from; None for the file's own.
+
     Raises:
-        DataError: as `read_table`.
+        DataError: as `read_table`; media as bytes in a file outside of the directory.
     """
     if path.suffix != ".parquet":
         return read_table(path)
@@ -91,9 +96,17 @@ def read_items(path: Path, id_column: str) -> Table:
     table = read_table(path, [field.name for field in schema if not paths.get(field.name)])
     for column, inside in paths.items():
         if inside:
-            made = references(path.name, inside, len(table))
+            made = references(_below(path, directory or path.parent), inside, len(table))
             table = replace(table, columns=table.columns.append_column(column, made))
     return table
+
+
+def _below(path: Path, directory: Path) -> str:
+    if not path.is_relative_to(directory):
+        raise DataError(
+            f"{path} holds media as bytes, which are read from below data.source={str(directory)!r}: move it there."
+        )
+    return path.relative_to(directory).as_posix()
 
 
 def read_text(path: Path, *, delimiter: str, header: bool = True, quoted: bool = True) -> Table:

@@ -27,6 +27,7 @@ class Source:
 
     Attributes:
         layout: one of `config.LAYOUTS` but "auto".
+        directory: that media paths are relative to.
         interactions: file of the interactions.
         items: file of the catalogue; None where a RecBole source has no .item file.
         user, item, timestamp, rating: columns of the interactions.
@@ -34,6 +35,7 @@ class Source:
     """
 
     layout: str
+    directory: Path
     interactions: Path
     items: Path | None
     user: str
@@ -59,14 +61,15 @@ def locate(config: DataConfig) -> Source:
     layout = _detect(directory, config) if config.layout == "auto" else config.layout
     finders = {"tables": _tables, "movielens": _movielens, "sequences": _sequences, "recbole": _recbole}
     interactions, items = finders[layout](directory, config)
-    return source_of(config, layout, interactions, items)
+    return source_of(config, layout, directory, interactions, items)
 
 
-def source_of(config: DataConfig, layout: str, interactions: Path, items: Path | None) -> Source:
+def source_of(config: DataConfig, layout: str, directory: Path, interactions: Path, items: Path | None) -> Source:
     """A source of given files, with the layout's columns where the config names no others."""
     user, item, timestamp, rating, catalogue_item = _DEFAULT_COLUMNS[layout]
     return Source(
         layout=layout,
+        directory=directory,
         interactions=interactions,
         items=items,
         user=config.user_column or user,

@@ -227,5 +227,5 @@ def _catalogue(source: Source, events: _Events, bad: BadRows) -> pl.DataFrame:
         catalogue = catalogue.rename({"f1": "title"}, strict=False)
         return catalogue.with_columns(unescape_html(catalogue["title"])) if "title" in catalogue.columns else catalogue
     recbole = source.layout == "recbole"
-    table = _read_atomic(source.items) if recbole else read_items(source.items, source.catalogue_item)
+    table = _read_atomic(source.items) if recbole else read_items(source.items, source.catalogue_item, source.directory)
     return check_catalogue(table, source.catalogue_item, bad)

@@ -11,8 +11,8 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +41,14 @@ class RawInputs:
         starts: where each item's values begin, and where the last one's end.
         present: whether an item has any.
         shape: of one step of an item: () for texts and samples, (bins,) for spectrograms, (height, width, channel).
+        failures: item -> why its medium could not be read.
     """
 
     values: np.ndarray
     starts: Int[np.ndarray, " row_and_end"]
     present: Bool[np.ndarray, " row"]
     shape: tuple[int, ...]
+    failures: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, row: int) -> np.ndarray:
         """[token] of a text, [time *bin] of sound, [1 height width channel] of an image, [frame ...] of a video."""
@@ -160,7 +162,7 @@ def open_inputs(directory: Path) -> RawInputs:
     about = json.loads((directory / "inputs.json").read_text(encoding="utf-8"))
     starts, present = (np.load(directory / f"{part}.npy") for part in ("starts", "present"))
     values = np.memmap(directory / "values.bin", about["dtype"], "r") if starts[-1] else np.zeros(0, about["dtype"])
-    return RawInputs(values, starts, present, tuple(about["shape"]))
+    return RawInputs(values, starts, present, tuple(about["shape"]), about.get("failures", {}))
 
 
 def _write(modality, preprocess, catalogue, media_root, limits, directory: Path, name: str, stamp: str) -> None:

@@ -221,7 +221,7 @@ def _raw(path: str, settings: RunConfig | None, console: Console) -> None:
         ) from error
     read = read_source(source, config)
     items = source.items.name if source.items else "no items file"
-    console.print(f"Raw data {source.interactions.parent}, layout {source.layout}: {source.interactions.name}, {items}")
+    console.print(f"Raw data {source.directory}, layout {source.layout}: {source.interactions.name}, {items}")
     for step in read.steps:
         counts = ", ".join(f"{count:,} {what}" for what, count in step.items() if what != "step")
         console.print(f"{step['step']}: {counts}")

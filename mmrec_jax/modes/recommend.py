@@ -23,7 +23,7 @@ def recommend(
         ConfigError: neither or both of users and histories are given, or k is larger than the catalogue.
         CheckpointError: no usable checkpoint.
     """
-    from mmrec_jax.serving.recommendations import check_ending, read_histories, write_recommendations
+    from mmrec_jax.serving.recommendations import NAMED, check_ending, read_histories, write_recommendations
     from mmrec_jax.serving.recommender import Recommender
 
     if bool(users) == bool(histories):
@@ -36,5 +36,8 @@ def recommend(
     write_recommendations(listed, path)
     if recommender.skipped:
         run.console.print(f"{recommender.skipped} items of the histories are not in the catalogue and were left out.")
+    if left := recommender.left_out:
+        named = ", ".join(left[:NAMED]) + (", ..." if len(left) > NAMED else "")
+        run.console.print(f"{len(left)} histories hold no item of the catalogue and have no list: {named}")
     run.console.print(f"{listed['query'].n_unique()} lists of up to {k} items: {path}")
     return path

@@ -46,6 +46,7 @@ class Run:
         console: where tables and messages go.
         baseline_of: the run that this one is to be compared with; its data is used.
         one_device: whether it uses the first device of the process alone, whatever the config says.
+        trains: whether the run is to be made, from the source as it is now, and not only used.
     """
 
     config: RunConfig
@@ -53,6 +54,7 @@ class Run:
     console: Console
     baseline_of: Run | None = None
     one_device: bool = False
+    trains: bool = True
 
     def on_one_device(self) -> Run:
         """The same run for those who need the whole catalogue in one place."""
@@ -65,27 +67,39 @@ class Run:
 
     @functools.cached_property
     def data(self) -> PreparedData:
-        """The prepared data, made on the first use."""
+        """The prepared data, made on the first use; of a trained run that is only used, what it was trained on."""
         if self.baseline_of is not None:
             return self.baseline_of.data
+        kept = None if self.trains else self._data_of_checkpoint()
+        if kept is not None:
+            return kept
         try:
-            prepared = first_alone(lambda: experiment.prepare_data(self.config, self.workdir), "prepared data")
-        except UserError as error:
+            return first_alone(lambda: experiment.prepare_data(self.config, self.workdir), "prepared data")
+        except UserError:
             # A finished run is used where its raw data is not: in another folder, or on another machine.
-            prepared = self._data_of_checkpoint(error)
-        return prepared
+            kept = None if experiment.has_source(self.config) else self._data_of_checkpoint()
+            if kept is None:
+                raise
+            return kept
 
-    def _data_of_checkpoint(self, error: UserError) -> PreparedData:
+    def _data_of_checkpoint(self) -> PreparedData | None:
+        """The data that the newest checkpoint was trained on, as it was prepared then; None where it is not here."""
         from mmrec_jax.data import open_prepared
+        from mmrec_jax.data.layouts import STREAMED
         from mmrec_jax.training import load_params
 
-        if experiment.has_source(self.config) or not is_trained(self.workdir):
-            raise error
+        if self.config.data.source == STREAMED or not is_trained(self.workdir):
+            return None
         fingerprint = load_params(self.workdir, "last")[1]["run"]["data"]
         directory = experiment.prepared_directory(self.config, self.workdir) / fingerprint[:16]
         if not directory.is_dir():
-            raise error
-        self.console.print(f"{self.config.data.source} is not here; the data prepared from it before is used.")
+            return None
+        source = self.config.data.source
+        now = experiment.source_fingerprint(self.config)
+        if now is None:
+            self.console.print(f"{source} is not here; the data prepared from it before is used.")
+        elif now != fingerprint:
+            self.console.print(f"{source} is not as it was when the run was trained; the data prepared then is used.")
         return open_prepared(directory)
 
     @functools.cached_property
@@ -267,7 +281,8 @@ def open_run(config: config_dict.ConfigDict | None, workdir: str | Path | None, 
     Args:
         config: of the run; None for the one that the workdir keeps.
         workdir: None for `runs/<config's name>`. Without a config, that of a stream stands for its version in service.
-        trains: whether the run is to be made, and not only used: the workdir then keeps the config.
+        trains: whether the run is to be made, and not only used: the workdir then keeps the config, and the source is
+            read as it is now.
 
     Raises:
         ConfigError: neither is given, the config cannot work, or the workdir holds a trained run of another one.
@@ -285,7 +300,7 @@ def open_run(config: config_dict.ConfigDict | None, workdir: str | Path | None, 
             raise ConfigError(f"{workdir} is no workdir of a run: it has no {CONFIG_FILE}. Name a --config.")
         settings = found
     directory = Path(workdir) if workdir else Path("runs") / settings.name
-    run = Run(settings, directory, terminal())
+    run = Run(settings, directory, terminal(), trains=trains)
     if config is not None:
         changes = check_same_run(settings, directory)
         if changes:

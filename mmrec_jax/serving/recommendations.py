@@ -66,20 +66,22 @@ def read_histories(path: str | Path) -> dict[str, list[str]]:
 
 def catalogue_rows(
     histories: Mapping[str, Sequence[str]], rows: Mapping[str, int], on_unknown_item: str
-) -> tuple[Ragged, int]:
+) -> tuple[Ragged, int, list[str]]:
     """Histories of item ids as catalogue rows.
 
     Args:
         histories: query name -> item ids in time order.
         rows: item id -> catalogue row, from 1.
-        on_unknown_item: `error`, or `skip` to leave out ids that the catalogue lacks.
+        on_unknown_item: `error`, or `skip` to leave out ids that the catalogue lacks, and histories that hold nothing
+            else.
 
     Returns:
-        One row a history, in the mapping's order, and how many unknown items were left out.
+        One row a history that is not left out, in the mapping's order; how many unknown items were left out; and the
+        names of the histories that were.
 
     Raises:
         ConfigError: another policy.
-        UnknownItemError: unknown items under `error`, or a history that holds nothing else under `skip`.
+        UnknownItemError: unknown items under `error`, or nothing else in any history under `skip`.
         DataError: no history, or an empty one.
     """
     if on_unknown_item not in ("error", "skip"):
@@ -100,14 +102,13 @@ def catalogue_rows(
             "add the items with add_items, or leave them out with on_unknown_item = skip"
         )
     left = np.bincount(history[found > 0], minlength=len(names))
-    _refuse(
-        names,
-        left == 0,
-        UnknownItemError,
-        "histories without a known item",
-        "add the items or leave them out",
-    )
-    return Ragged.of_lengths(found[found > 0], left), len(unknown)
+    without = [names[number] for number in np.flatnonzero(left == 0)]
+    if len(without) == len(names):
+        raise UnknownItemError(
+            f"no history holds an item of the catalogue: {_some(without)}. Correct the ids, or add the items with "
+            "add_items"
+        )
+    return Ragged.of_lengths(found[found > 0], left[left > 0]), len(unknown), without
 
 
 def user_histories(prepared: PreparedData, users: Sequence[str]) -> Ragged:

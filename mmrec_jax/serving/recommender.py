@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import repeat
+from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import polars as pl
+from absl import logging
 from jaxtyping import Float, Int
 
+from mmrec_jax.backbones.config import template_columns
 from mmrec_jax.errors import ConfigError, DataError, MissingModalityError, StoreMismatchError, UnknownItemError
 from mmrec_jax.evaluation.topk import check_k, top_items
 from mmrec_jax.serving.recommendations import catalogue_rows, recommendations, user_histories
@@ -35,6 +37,8 @@ class Recommender:
     Attributes:
         item_ids: of the catalogue, in row order; row 0 is padding.
         skipped: unknown items left out of the histories of the last call to `recommend`.
+        left_out: names of its histories that held no known item, and have no list.
+        failed: modality -> item -> why its medium could not be read, of the last call to `add_items`.
     """
 
     def __init__(self, run: Run, params: Params) -> None:
@@ -52,6 +56,8 @@ class Recommender:
         # The catalogue of the data and each lot of added items have tables of their own: (first row, table).
         self._tables: list[tuple[int, SequentialFrozen]] = [(0, self._scorer.frozen)]
         self.skipped = 0
+        self.left_out: list[str] = []
+        self.failed: dict[str, dict[str, str]] = {}
 
     @classmethod
     def load(cls, checkpoint: str | Path, which: str = "best") -> Recommender:
@@ -99,8 +105,8 @@ class Recommender:
             k: items a list.
             exclude_seen: leave out items of the history.
             users: in place of histories: ids of users of the training data, with all their known events.
-            on_unknown_item: `error` or `skip` (and count in `skipped`) ids that the catalogue lacks; None is what the
-                run's config says.
+            on_unknown_item: `error` or `skip` (and count in `skipped`) ids that the catalogue lacks; histories that
+                hold nothing else are then named in `left_out`. None is what the run's config says.
 
         Returns:
             Columns query, rank (from 1), item, title, score and `weight_<modality>`; best first. A list is shorter
@@ -108,7 +114,7 @@ class Recommender:
 
         Raises:
             ConfigError: k is larger than the catalogue; both or none of histories and users.
-            UnknownItemError: a history has unknown items and they are an error, or only unknown ones.
+            UnknownItemError: a history has unknown items and they are an error, or no history has known ones.
             DataError: a user is unknown, or a history is empty.
         """
         if (histories is None) == (users is None):
@@ -119,11 +125,12 @@ class Recommender:
         if histories is not None:
             given = histories if isinstance(histories, Mapping) else {str(i): h for i, h in enumerate(histories)}
             policy = on_unknown_item or self._run.config.on_unknown_item
-            ragged, self.skipped = catalogue_rows(given, self._rows, policy)
-            queries = list(given)
+            ragged, self.skipped, self.left_out = catalogue_rows(given, self._rows, policy)
+            absent = set(self.left_out)
+            queries = [name for name in given if name not in absent]
         else:
             assert users is not None
-            ragged, self.skipped = user_histories(self._run.data, users), 0
+            ragged, self.skipped, self.left_out = user_histories(self._run.data, users), 0, []
             queries = [str(user) for user in users]
         length = self._run.config.model.length
         items, scores = top_items(
@@ -189,11 +196,12 @@ class Recommender:
     ) -> list[str]:
         """Makes new items part of the catalogue, without training: their media are encoded by the frozen backbones.
 
-        The backbones are loaded anew at each call: add many items at once.
+        The backbones are loaded anew at each call: add many items at once. Media that cannot be read are warned of and
+        kept in `failed`; their items are added without them.
 
         Args:
             items: one record an item: its id in the column "item" (or as the catalogue's file calls it), and the
-                columns that the modalities' templates name.
+                columns that the modalities' templates name; those of a modality that no item has may be absent.
             media_root: folder that media paths are relative to.
             backbones: backbone as named in the config -> a directory with its files, where the hub is out of reach.
             allow_other_weights: take backbones whose weights file is another than the one that the catalogue was
@@ -214,7 +222,8 @@ class Recommender:
             raise ConfigError(f"{config.name} knows items by id only: new items need training.")
         if config.model.add_ids:
             raise ConfigError(f"{config.name} gives each item a vector of its id (add_ids): new items need training.")
-        frame = self._new_items(items if isinstance(items, pl.DataFrame) else pl.DataFrame(list(items)))
+        given = items if isinstance(items, pl.DataFrame) else pl.DataFrame(list(items), infer_schema_length=None)
+        frame = self._new_items(given)
         ids = frame["item"].to_list()
         frozen = self._encoded_by_backbones(frame, Path(media_root), backbones, allow_other_weights)
         encoded = encode_rows(
@@ -231,7 +240,8 @@ class Recommender:
         return ids
 
     def _new_items(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The frame with the ids as text in "item"; refuses ids that cannot be new."""
+        """The frame with the ids as text in "item" and the columns of modalities that it lacks; refuses ids that cannot
+        be new."""
         own_name = self._run.config.data.catalogue_item_column
         if "item" not in frame.columns and own_name in frame.columns:
             frame = frame.rename({own_name: "item"})
@@ -251,6 +261,10 @@ class Recommender:
                 raise DataError(f"add_items: ids that are {what}: {_some(culprits)}. Ids must be new and distinct.")
         if not len(frame):
             raise DataError("add_items was given no item.")
+        for part in self._run.config.modalities.values():
+            columns = template_columns(part.source)[1]
+            if not set(columns) & set(frame.columns):  # where a part of them is there, the others are a mistake
+                frame = frame.with_columns(pl.lit(None, pl.String).alias(column) for column in columns)
         return frame
 
     def _encoded_by_backbones(
@@ -261,7 +275,7 @@ class Recommender:
         from mmrec_jax.store.table import StateTable
         from mmrec_jax.training.items import SequentialFrozen
 
-        run = self._run
+        run, self.failed = self._run, {}
         # New items may lack a modality; those that lack all are refused below, by name.
         tolerant = replace(run.config.extraction, max_failure_share=1.0, progress=False)
         config = replace(run.config, extraction=tolerant)
@@ -272,6 +286,7 @@ class Recommender:
             frozen = SequentialFrozen(table, jnp.zeros(len(frame) + 1))
             if run.live is not None:
                 catalogue = experiment.live_catalogue(config, run.live, frame, media_root, Path(folder) / "inputs", "")
+                self.failed |= {name: dict(part.failures) for name, part in catalogue.inputs.items() if part.failures}
                 live = run.live.frozen(catalogue)
                 frozen = run.task.computed(jax.device_put(self._params), replace(frozen, live=live))
         assert frozen.states is not None
@@ -281,6 +296,17 @@ class Recommender:
             raise MissingModalityError(
                 f"{len(lacking)} items have none of the modalities {', '.join(config.modalities)}: {_some(lacking)}. "
                 f"Nothing was added; media are looked for in {media_root}."
+            )
+        for name, reasons in self.failed.items():
+            examples = "; ".join(f"{item}: {reason}" for item, reason in islice(reasons.items(), _NAMED))
+            logging.warning(
+                "add_items: the media of %d of %d items cannot be read, and they are added without %s (%s). Media are "
+                "looked for in %s.",
+                len(reasons),
+                len(frame),
+                name,
+                examples,
+                media_root,
             )
         return frozen
 
@@ -292,7 +318,12 @@ class Recommender:
         assert own is not None  # a config with cached modalities has one
         kinds = {info.dtype for info in own.modalities.values()}
         dtype = kinds.pop() if len(kinds) == 1 else "float32"
-        store.extract(wanted, frame, media_root, folder, replace(limits, dtype=dtype), backbones)
+        reports = store.extract(wanted, frame, media_root, folder, replace(limits, dtype=dtype), backbones)
+        self.failed |= {
+            name: dict(islice(report.reasons.items(), report.failed))
+            for name, report in reports.items()
+            if report.failed
+        }
         made = store.HiddenStateStore.open(folder)
         _check_same_making(made, own, allow_other_weights)
         return made.table({name: part.layers for name, part in wanted.items()}, frame["item"].to_list())

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool
 
-from mmrec_jax.data.checks import BadRows, check_catalogue
+from mmrec_jax.data.checks import BadRows, check_catalogue, without_dictionary
 from mmrec_jax.data.config import DataConfig
 from mmrec_jax.data.files import Table, read_items, read_table
 from mmrec_jax.data.layouts import Source, source_of
@@ -84,9 +84,8 @@ class Intake:
         twice = [entry.name for entry in accepted if entry.digest == arrival.digest]
         if twice:
             self._refuse(arrival, f"is window {twice[0]} once more: the same bytes under another name. Remove it.")
-        source = source_of(
-            self.data, "tables" if self.data.layout == "auto" else self.data.layout, arrival.events, None
-        )
+        layout = "tables" if self.data.layout == "auto" else self.data.layout
+        source = source_of(self.data, layout, arrival.events.parent, arrival.events, None)
         table = read_table(arrival.events)
         columns, times = tuple(table.columns.column_names), _kind_of_times(table, source.timestamp)
         notes = []
@@ -246,7 +245,7 @@ def _kind_of_times(table: Table, column: str) -> str:
 
     if column not in table.columns.column_names:
         return ""
-    values = table.columns[column]
+    values = without_dictionary(table.columns[column])
     if not pa.types.is_string(values.type) and not pa.types.is_large_string(values.type):
         return "dates" if pa.types.is_temporal(values.type) else "numbers"
     return "numbers" if pl.Series(values).cast(pl.Float64, strict=False).count() else "dates"

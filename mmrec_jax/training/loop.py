@@ -23,7 +23,7 @@ from mmrec_jax.training.config import TrainingConfig
 from mmrec_jax.training.kept import KeptSteps
 from mmrec_jax.training.lock import only_training_in
 from mmrec_jax.training.memory import peak_memory_bytes, restart_peak_memory
-from mmrec_jax.training.optimizers import build_optimizer
+from mmrec_jax.training.optimizers import build_optimizer, schedule_factor
 from mmrec_jax.training.placement import OneDevice, Placement
 from mmrec_jax.training.position import FitResult, Position
 from mmrec_jax.training.processes import as_first_says, wait_for_all, writes
@@ -235,6 +235,22 @@ class _Run:
         ]
         if relevant:
             logging.warning("%s goes on with other training settings: %s", where, "; ".join(relevant))
+        if self.config.schedule == "cosine" and before["epochs"] != self.config.epochs:
+            self._warn_of_stretched_schedule(checkpoint.step, before["epochs"], where)
+
+    def _warn_of_stretched_schedule(self, step: int, before: int, where: str) -> None:
+        """Says what other epochs than before do to learning rates that fall until the last step, if any are left."""
+        per_epoch, epochs = self.stream.batches_per_epoch, self.config.epochs
+        schedules = [
+            schedule_factor(dataclasses.replace(self.config, epochs=number), per_epoch) for number in (before, epochs)
+        ]
+        if step < epochs * per_epoch:
+            shares = [f"{float(factor(step)):.0%}" for factor in schedules if factor]
+            logging.warning(
+                "%s: training.epochs was %d and is now %d, which stretches the cosine schedule: the learning rates go "
+                "from %s to %s of their highest at once. Another --workdir trains all epochs on one schedule.",
+                where, before, epochs, *shares,
+            )  # fmt: skip
 
     def _restored(self, state: TrainState, newest: Checkpoint, best: Checkpoint | None) -> TrainState:
         """The saved state in the structure of a fresh one; sets the position and the stream."""

@@ -204,6 +204,9 @@ def test_unknown_sources_are_named(tmp_path):
         (["3", "1", "2"], [2, 3, 1]),
         (["3.5", "0.25", "1e3"], [2, 1, 3]),
         (["2024-02-01", "2024-01-31T23:59:59.5", "2024-01-31 23:59:59Z"], [3, 2, 1]),
+        (["2024-01-01 10:00:00+00:00", "2024-01-01T10:00:00+02:00", "2024-01-01 10:00:00-0130"], [2, 1, 3]),
+        (["2024-01-01 10:00:00.5 UTC", "2024-01-01T10:00:00Z", "2024-01-01 10:00:00.25"], [2, 3, 1]),
+        (["2024-01-01 10:00:01+00", "2024-01-01 10:00+01", "2024-01-01"], [3, 2, 1]),
         (["1700000000000000001", "1700000000000000002", "1700000000000000000"], [3, 1, 2]),
     ],
 )
@@ -239,6 +242,53 @@ def test_typed_dates_in_parquet_are_times(tmp_path):
     log.with_columns(pl.from_epoch("timestamp", time_unit="s")).write_parquet(source / "interactions.parquet")
     items.write_parquet(source / "items.parquet")
     check(DataConfig(source=str(source), user_core=0), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        pl.from_epoch("timestamp", time_unit="s").dt.replace_time_zone("Europe/Berlin"),
+        pl.from_epoch("timestamp", time_unit="s").cast(pl.String).cast(pl.Categorical),
+        pl.col("timestamp").cast(pl.Decimal(18, 0)),
+        pl.col("timestamp").cast(pl.Decimal(18, 3)) + pl.lit("0.125").cast(pl.Decimal(18, 3)),
+    ],
+    ids=["zoned", "categories", "decimal", "decimal fractions"],
+)
+def test_times_of_further_parquet_types(tmp_path, typed):
+    source = tmp_path / "source"
+    source.mkdir()
+    log, items = frames()
+    log.with_columns(typed.alias("timestamp")).write_parquet(source / "interactions.parquet")
+    items.write_parquet(source / "items.parquet")
+    check(DataConfig(source=str(source), user_core=0), tmp_path / "out")
+
+
+def test_bytes_are_referred_to_from_the_source_wherever_its_files_lie(tmp_path):
+    source = tmp_path / "source"
+    log, items = frames()
+    for folder in ("logs", "lists"):
+        (source / folder).mkdir(parents=True)
+    log.write_csv(source / "logs" / "i.csv")
+    items.with_columns(picture=pl.lit(b"...")).write_parquet(source / "lists" / "items.parquet")
+    config = DataConfig(
+        source=str(source), user_core=0, interactions_file="logs/i.csv", items_file="lists/items.parquet"
+    )
+    check(config, tmp_path / "out")
+    assert prepare(config, tmp_path / "out").catalogue["picture"][1] == "lists/items.parquet#picture:1"
+    (source / "lists" / "items.parquet").rename(tmp_path / "items.parquet")
+    with pytest.raises(DataError, match=r"read from below data\.source"):
+        prepare(dataclasses.replace(config, items_file=str(tmp_path / "items.parquet")), tmp_path / "out")
+
+
+def test_ratings_may_be_categories(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    log, items = frames()
+    ratings = pl.Series("rating", ["5", "4", "3"] + ["5"] * 4, dtype=pl.Categorical)
+    log.with_columns(ratings).write_parquet(source / "interactions.parquet")
+    items.write_parquet(source / "items.parquet")
+    prepared = prepare(DataConfig(source=str(source), user_core=0, min_rating=4), tmp_path / "out")
+    assert prepared.titles(prepared.history("u1")) == ["Ten", "Thirty"]
 
 
 def test_a_catalogue_with_two_candidates_for_the_item_column_is_an_error(tables, tmp_path):

@@ -97,6 +97,8 @@ def test_a_finished_run_recommends_explains_and_takes_new_items(live: Run, shop:
     weights = dict(zip(zip(told["item"], told["modality"], strict=True), told["weight"], strict=True))
     assert weights["bare", "picture"] == weights[NO_PICTURE, "picture"] == 0
     assert weights["twin", "picture"] > 0
+    recommender.add_items([{**record, "item": "lost", "picture": "pictures/gone.png"}], shop / "data")
+    assert recommender.failed == {"picture": {"lost": "file not found"}}
 
 
 def test_another_backbone_is_an_error_that_names_it(live: Run, shop: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 
@@ -104,6 +105,26 @@ def test_a_mistake_ends_a_process_with_code_2_and_help_comes_fast():
 def test_a_workdir_that_cannot_be_written_to(refused, shop, tmp_path):
     (tmp_path / "file").write_text("")
     assert "cannot be written to" in refused(arguments(shop, tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device", "x"), pl.exceptions.ComputeError("No space left (os error 28)")],
+)
+def test_a_disk_that_is_full_anywhere(refused, shop, tmp_path, monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr("mmrec_jax.data.builder.write_histories", fails)
+    message = refused(arguments(shop, tmp_path / "run", "--mode=extract"))
+    assert message.startswith("The disk is full: ")
+    assert "Free some space and start the same command again" in message
+
+
+def test_an_error_of_the_program_keeps_its_traceback(cli, shop, tmp_path, monkeypatch):
+    monkeypatch.setattr("mmrec_jax.data.builder.write_histories", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli(arguments(shop, tmp_path / "run", "--mode=extract"))
 
 
 def test_a_damaged_config_in_the_workdir(refused, copied):

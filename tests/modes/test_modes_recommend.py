@@ -64,6 +64,16 @@ def test_unknown_items_are_an_error_unless_the_config_skips_them(recommend, trai
     assert len(json.loads((tmp_path / "lists.json").read_text())) == 20
 
 
+def test_a_history_of_unknown_items_only_has_no_list_and_is_named(trained, shop, tmp_path, cli):
+    histories, out = tmp_path / "histories.json", tmp_path / "lists.json"
+    histories.write_text(json.dumps([{"user": "ann", "items": ["i01"]}, {"user": "bob", "items": ["i99"]}]))
+    flags = ("--mode=recommend", f"--histories={histories}", f"--out={out}", "--config.on_unknown_item=skip")
+    code, printed, _ = cli(arguments(shop, trained, *flags))
+    assert code == 0
+    assert "1 histories hold no item of the catalogue and have no list: bob" in " ".join(printed.split())
+    assert {record["query"] for record in json.loads(out.read_text())} == {"ann"}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

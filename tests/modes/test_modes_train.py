@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mmrec_jax import Recommender
 from mmrec_jax.training import load_params
 from mmrec_jax.training.manifest import checksums
 from tests.tiny_dataset import EVENTS, ITEMS, USERS
@@ -146,6 +147,17 @@ def test_another_config_is_taken_where_nothing_was_trained_yet(copied, shop, cli
     assert json.loads((copied / "config.json").read_text())["model"]["width"] == 16
 
 
+def test_media_paths_are_relative_to_the_source_wherever_its_files_lie(shop, cli, tmp_path):
+    source = shutil.copytree(shop / "data", tmp_path / "data")
+    for file, place in (("interactions.csv", "logs"), ("items.csv", "lists")):
+        (source / place).mkdir()
+        (source / file).rename(source / place / file)
+    files = ("--config.data.interactions_file=logs/interactions.csv", "--config.data.items_file=lists/items.csv")
+    code, out, err = cli(arguments(shop, tmp_path / "run", "--mode=extract", f"--config.data.source={source}", *files))
+    assert (code, err) == (0, "")
+    assert "Hidden-state store" in out
+
+
 def test_a_finished_run_is_evaluated_where_its_raw_data_is_not(copied, cli):
     content = json.loads((copied / "config.json").read_text())
     content["data"]["source"] = "gone"
@@ -154,6 +166,36 @@ def test_a_finished_run_is_evaluated_where_its_raw_data_is_not(copied, cli):
     assert code == 0
     assert "gone is not here; the data prepared from it before is used" in " ".join(out.split())
     assert of_models("metrics", results(copied, "evaluation")) == of_models("metrics", results(copied))
+
+
+@pytest.fixture
+def grown(copied, shop, tmp_path):
+    """The copy, whose log has one event more since."""
+    source = shutil.copytree(shop / "data", tmp_path / "data")
+    with (source / "interactions.csv").open("a") as log:
+        log.write("u00,i01,2000\n")
+    content = json.loads((copied / "config.json").read_text())
+    content["data"]["source"] = str(source)
+    (copied / "config.json").write_text(json.dumps(content))
+    return copied
+
+
+def test_a_finished_run_is_used_after_its_log_has_grown(grown, cli, tmp_path):
+    code, out, _ = cli(["mmrec_jax", "--mode=evaluate", f"--workdir={grown}"])
+    assert code == 0
+    assert "data is not as it was when the run was trained; the data prepared then is used" in " ".join(out.split())
+    assert of_models("metrics", results(grown, "evaluation")) == of_models("metrics", results(grown))
+    histories = tmp_path / "histories.json"
+    histories.write_text('[["i01", "i02"]]')
+    code, out, _ = cli(["mmrec_jax", "--mode=recommend", f"--workdir={grown}", f"--histories={histories}", "--k=3"])
+    assert (code, "prepared then" in out) == (0, True)
+    assert Recommender.load(grown).recommend([["i01", "i02"]], k=3).shape[0] == 3
+
+
+def test_a_run_whose_log_has_grown_is_not_trained_on(grown, shop, cli, tmp_path):
+    code, _, err = cli(arguments(shop, grown, f"--config.data.source={tmp_path / 'data'}", "--config.show_users=0"))
+    assert code == 2
+    assert "data: checkpoint" in err
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_and_the_run_ends_as_before(copied, shop, cli, caplog):

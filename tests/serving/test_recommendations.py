@@ -73,23 +73,26 @@ def test_a_missing_file_or_column_or_an_unknown_ending_is_an_error(tmp_path):
 
 
 def test_item_ids_become_catalogue_rows_in_order():
-    rows, skipped = catalogue_rows({"x": ["b", "a", "b"], "y": ["7"]}, ROWS, "error")
+    rows, skipped, left_out = catalogue_rows({"x": ["b", "a", "b"], "y": ["7"]}, ROWS, "error")
     assert [rows.rows(i).tolist() for i in range(2)] == [[2, 1, 2], [3]]
-    assert skipped == 0
+    assert (skipped, left_out) == (0, [])
 
 
 def test_unknown_items_are_an_error_or_are_skipped_and_counted():
     histories = {"x": ["b", "?", "a"], "y": ["!", "7"]}
     with pytest.raises(UnknownItemError, match=r"2 items .*: \? \(history x\), ! \(history y\)"):
         catalogue_rows(histories, ROWS, "error")
-    rows, skipped = catalogue_rows(histories, ROWS, "skip")
+    rows, skipped, left_out = catalogue_rows(histories, ROWS, "skip")
     assert [rows.rows(i).tolist() for i in range(2)] == [[2, 1], [3]]
-    assert skipped == 2
+    assert (skipped, left_out) == (2, [])
 
 
-def test_a_history_of_unknown_items_only_is_named_even_when_skipping():
-    with pytest.raises(UnknownItemError, match="1 histories without a known item: y"):
-        catalogue_rows({"x": ["a"], "y": ["?", "!"]}, ROWS, "skip")
+def test_a_history_of_unknown_items_only_is_left_out_and_named_when_skipping():
+    rows, skipped, left_out = catalogue_rows({"x": ["a"], "y": ["?", "!"], "z": ["b", "?"]}, ROWS, "skip")
+    assert [rows.rows(i).tolist() for i in range(2)] == [[1], [2]]
+    assert (skipped, left_out) == (3, ["y"])
+    with pytest.raises(UnknownItemError, match="no history holds an item of the catalogue: y"):
+        catalogue_rows({"y": ["?", "!"]}, ROWS, "skip")
 
 
 def test_empty_histories_and_wrong_policies_are_refused():

@@ -97,6 +97,9 @@ def test_unknown_items_are_an_error_or_skipped_and_counted(loaded):
     assert loaded.skipped == 1
     assert listed.equals(loaded.recommend([["i01"]], k=3))
     assert loaded.skipped == 0
+    listed = loaded.recommend({"x": ["nowhere"], "y": ["i01"]}, k=3, on_unknown_item="skip")
+    assert set(listed["query"]) == {"y"}
+    assert (loaded.skipped, loaded.left_out) == (1, ["x"])
 
 
 @pytest.mark.parametrize(
@@ -168,6 +171,27 @@ def test_a_new_item_with_the_media_of_an_old_one_gets_its_vector_and_gates(fresh
 def test_a_new_item_may_lack_a_picture(fresh, tmp_path):
     fresh.add_items(new_items("n1", picture=False).to_dicts(), media_root=tmp_path)
     assert fresh.explain(["n1"])["weight"].to_list() == [0.0, 1.0]
+
+
+def test_a_new_item_may_lack_the_columns_of_a_modality(fresh, tmp_path):
+    records = [{"item": "n1", "title": "a blue lamp", "about": "blue and lamp"}]
+    records += [{**records[0], "item": f"n{number}"} for number in range(2, 120)]
+    write_picture(tmp_path / "n1.png", 1)
+    records.append({**records[0], "item": "late", "picture": "n1.png"})
+    fresh.add_items(records, media_root=tmp_path)
+    assert fresh.explain(["n1"])["weight"].to_list() == [0.0, 1.0]
+    assert fresh.explain(["late"])["weight"][0] > 0
+    assert fresh.failed == {}
+    with pytest.raises(ConfigError, match="names the column 'about'"):
+        fresh.add_items([{"item": "half", "title": "a blue lamp"}])
+
+
+def test_media_of_new_items_that_cannot_be_read_are_warned_of(fresh, tmp_path, caplog):
+    fresh.add_items(new_items("n1", "n2", folder=tmp_path), media_root=tmp_path / "elsewhere")
+    assert fresh.explain(["n1"])["weight"].to_list() == [0.0, 1.0]
+    assert fresh.failed == {"picture": {"n1": "file not found", "n2": "file not found"}}
+    assert "the media of 2 of 2 items cannot be read, and they are added without picture (n1: file not" in caplog.text
+    assert str(tmp_path / "elsewhere") in caplog.text
 
 
 def test_new_items_without_any_medium_are_refused_and_nothing_is_added(fresh, tmp_path):

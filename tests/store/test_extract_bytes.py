@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +70,15 @@ def test_bytes_give_the_states_of_the_files_however_they_are_read(shop: Path, tm
         assert report.reasons["i3"] == report.reasons["i7"] == "no image in the catalogue"
         stores[name] = contents(tmp_path / name / "cover")
     assert stores["raw"] == stores["nested"] == stores["memory"] == stores["file"]
+
+
+def test_bytes_of_a_file_in_a_subfolder_are_found_from_the_media_root(shop: Path, tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    file = Path(shutil.copy(shop / "items.parquet", tmp_path / "lists"))
+    catalogue = pl.DataFrame(read_items(file, "item", tmp_path).columns)
+    modality = ModalityConfig("image", str(shop / "vit"), column="raw", pooling="cls")
+    report = extract({"cover": modality}, catalogue, tmp_path, tmp_path / "store", CONFIG)["cover"]
+    assert (report.present, report.failed) == (17, 1)
 
 
 def test_a_binary_column_is_read_in_any_order_and_keeps_few_records(shop: Path) -> None:

@@ -73,6 +73,19 @@ def test_a_finished_run_goes_on_when_more_epochs_are_asked_for(tmp_path):
     assert csv[0] == csv[1]
 
 
+def test_more_epochs_of_a_cosine_schedule_are_warned_of(tmp_path, caplog):
+    settings = {"schedule": "cosine", "final_fraction": 0.1}
+    toy.train(tmp_path, epochs=2, **settings)
+    toy.train(tmp_path, epochs=1, **settings)
+    assert "stretches" not in caplog.text, "nothing is left to train"
+    toy.train(tmp_path, epochs=4, **settings)
+    assert "training.epochs was 2 and is now 4" in caplog.text
+    assert "go from 10% to 55% of their highest at once" in caplog.text
+    caplog.clear()
+    toy.train(tmp_path, epochs=4, **settings)
+    assert caplog.text == ""
+
+
 class Interrupted(Exception):
     """Stands for a kill."""
 
