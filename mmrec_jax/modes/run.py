@@ -99,6 +99,9 @@ class Run:
         if now is None:
             self.console.print(f"{source} is not here; the data prepared from it before is used.")
         elif now != fingerprint:
+            of_run = read_config(self.workdir)
+            if of_run is None or source != of_run.data.source:
+                return None  # named by the user: that the checkpoint is of other data is an error
             self.console.print(f"{source} is not as it was when the run was trained; the data prepared then is used.")
         return open_prepared(directory)
 

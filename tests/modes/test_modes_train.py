@@ -192,6 +192,12 @@ def test_a_finished_run_is_used_after_its_log_has_grown(grown, cli, tmp_path):
     assert Recommender.load(grown).recommend([["i01", "i02"]], k=3).shape[0] == 3
 
 
+def test_other_data_that_is_named_is_not_passed_over(grown, shop, cli, tmp_path):
+    other = shutil.copytree(tmp_path / "data", tmp_path / "other")
+    code, _, err = cli(arguments(shop, grown, "--mode=evaluate", f"--config.data.source={other}"))
+    assert (code, "data: checkpoint" in err) == (2, True)
+
+
 def test_a_run_whose_log_has_grown_is_not_trained_on(grown, shop, cli, tmp_path):
     code, _, err = cli(arguments(shop, grown, f"--config.data.source={tmp_path / 'data'}", "--config.show_users=0"))
     assert code == 2
