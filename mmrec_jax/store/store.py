@@ -20,12 +20,14 @@ from mmrec_jax.store.arrays import (
     key_value_store,
     open_array,
     read_json,
+    read_version,
     store_errors,
     without_links,
     write_json,
 )
 from mmrec_jax.store.fingerprint import differences
 from mmrec_jax.store.loading import load
+from mmrec_jax.store.lock import alone
 from mmrec_jax.store.quantise import quantise
 from mmrec_jax.store.table import StateTable
 
@@ -99,15 +101,23 @@ class HiddenStateStore:
         if len(set(item_ids)) != len(item_ids) or "" in item_ids:
             raise StoreError("item ids of a store must be distinct and not empty")
         if read_json(key_value_store(location), "store.json") is None:
-            store = cls(location, item_ids, {})
-            write_json(store.files, "items.json", item_ids)
-            store._write_info()
-            return store
+            with alone(location):
+                cls._begin(location, item_ids)
         store = cls.open(location)
         known = set(store.item_ids)
-        if added := [item for item in item_ids if item not in known]:
-            store._append(added)
+        if not known.issuperset(item_ids):
+            with alone(location):
+                store._append(item_ids)
         return store
+
+    @classmethod
+    def _begin(cls, location: str | Path, item_ids: list[str]) -> None:
+        """Makes an empty store where there is still none."""
+        files = key_value_store(location)
+        _, before = read_version(files, "items.json")
+        content, version = read_version(files, "store.json")
+        if content is None and write_json(files, "items.json", item_ids, before):
+            write_json(files, "store.json", {"format": FORMAT, "modalities": {}}, version)
 
     def refresh(self) -> None:
         """Finds out about modalities and items that another process has added."""
@@ -115,11 +125,19 @@ class HiddenStateStore:
         self.item_ids, self.modalities = found.item_ids, found.modalities
 
     def add_modality(self, name: str, info: ModalityInfo) -> None:
-        """Makes the empty arrays of a modality; nothing happens where the store has it already."""
+        """Makes the empty arrays of a modality; nothing happens where the store has it already, by whatever process."""
         if name in self.modalities:
             return
         if not name.isidentifier():
             raise StoreError(f"modality name {name!r} must be letters, digits and underscores")
+        with alone(self.location):
+            self.refresh()
+            if name not in self.modalities:
+                self._make_arrays(name, info)
+                self._name_modality(name, info)
+                self.refresh()
+
+    def _make_arrays(self, name: str, info: ModalityInfo) -> None:
         items, layers = len(self.item_ids), len(info.layers)
         create_array(self.files, f"{name}/values", (items, layers, info.width), info.dtype)
         if info.dtype == "int8":
@@ -127,8 +145,15 @@ class HiddenStateStore:
             rows = chunk_rows(open_array(self.files, f"{name}/values"))
             create_array(self.files, f"{name}/scales", (items, layers), "float32", rows)
         create_array(self.files, f"{name}/status", (items,), "uint8", STATUS_ROWS)
-        self.modalities[name] = info
-        self._write_info()
+
+    def _name_modality(self, name: str, info: ModalityInfo) -> None:
+        """Adds a modality to those that the store says it has."""
+        while True:
+            content, version = read_version(self.files, "store.json")
+            assert isinstance(content, dict)  # the store was opened
+            content["modalities"].setdefault(name, asdict(info))
+            if write_json(self.files, "store.json", content, version):
+                return
 
     def write(
         self,
@@ -268,22 +293,23 @@ class HiddenStateStore:
         with store_errors(f"{kind} of modality {name} cannot be written to {self.location}"):
             array[rows].write(values).result()
 
-    def _append(self, added: list[str]) -> None:
-        # The arrays grow before the list of items: killed in between, the surplus rows are not used yet.
-        total = len(self.item_ids) + len(added)
-        for name, info in self.modalities.items():
-            for kind in ("values", "status", *(("scales",) if info.dtype == "int8" else ())):
-                array = open_array(self.files, f"{name}/{kind}")
-                array.resize(exclusive_max=[total, *array.shape[1:]]).result()
-        self.item_ids += added
-        write_json(self.files, "items.json", self.item_ids)
-
-    def _write_info(self) -> None:
-        content = {
-            "format": FORMAT,
-            "modalities": {name: asdict(info) for name, info in self.modalities.items()},
-        }
-        write_json(self.files, "store.json", content)
+    def _append(self, item_ids: list[str]) -> None:
+        """Adds those of the items that the store still lacks."""
+        while True:
+            self.refresh()
+            listed, version = read_version(self.files, "items.json")
+            assert isinstance(listed, list)  # the store was opened
+            known = set(listed)
+            every = listed + [item for item in item_ids if item not in known]
+            # The arrays grow before the list of items: killed in between, the surplus rows are not used yet.
+            for name, info in self.modalities.items():
+                for kind in ("values", "status", *(("scales",) if info.dtype == "int8" else ())):
+                    array = open_array(self.files, f"{name}/{kind}")
+                    if array.shape[0] < len(every):
+                        array.resize(exclusive_max=[len(every), *array.shape[1:]]).result()
+            if len(every) == len(listed) or write_json(self.files, "items.json", every, version):
+                self.item_ids = every
+                return
 
     def _known(self, name: str) -> str:
         if name not in self.modalities:
