@@ -25,7 +25,7 @@ from mmrec_jax.store.arrays import (
     without_links,
     write_json,
 )
-from mmrec_jax.store.fingerprint import differences
+from mmrec_jax.store.fingerprint import differences, dtype_difference
 from mmrec_jax.store.loading import load
 from mmrec_jax.store.lock import alone
 from mmrec_jax.store.quantise import quantise
@@ -200,8 +200,12 @@ class HiddenStateStore:
             result[name] = [item_ids[int(i)] for i in np.flatnonzero(pending)]
         return result
 
-    def check(self, modalities: Mapping[str, ModalityConfig]) -> None:
+    def check(self, modalities: Mapping[str, ModalityConfig], dtype: str = "") -> None:
         """Makes sure that the store holds what the config asks for.
+
+        Args:
+            modalities: of the config.
+            dtype: its `extraction.dtype`; "" takes states of any type.
 
         Raises:
             StoreMismatchError: it does not; every difference of every modality is listed.
@@ -212,7 +216,10 @@ class HiddenStateStore:
                 found.append(f"{name}: the store has only {', '.join(self.modalities) or 'no modality'}")
                 continue
             info = self.modalities[name]
-            found += [f"{name}: {difference}" for difference in differences(config, info.fingerprint, info.layers)]
+            unlike = differences(config, info.fingerprint, info.layers) + dtype_difference(
+                dtype or info.dtype, info.dtype
+            )
+            found += [f"{name}: {difference}" for difference in unlike]
         if found:
             raise StoreMismatchError(
                 f"the hidden-state store {self.location} does not fit the config: {'; '.join(found)}. "

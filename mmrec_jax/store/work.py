@@ -22,7 +22,7 @@ from mmrec_jax.backbones.text import TextPreprocessor
 from mmrec_jax.errors import StoreMismatchError
 from mmrec_jax.store.arrays import chunk_rows, open_array
 from mmrec_jax.store.blocks import blocks_of, share_of
-from mmrec_jax.store.fingerprint import differences, make_fingerprint
+from mmrec_jax.store.fingerprint import differences, dtype_difference, make_fingerprint
 from mmrec_jax.store.processes import Processes
 from mmrec_jax.store.progress import ProgressLine
 from mmrec_jax.store.reading import read_ahead
@@ -97,7 +97,8 @@ class GroupExtraction:
     def _check_known(self) -> None:
         for name, modality in self.group.items():
             info = self.store.modalities[name]
-            self._refuse(name, differences(modality, info.fingerprint, info.layers))
+            unlike = differences(modality, info.fingerprint, info.layers)
+            self._refuse(name, unlike + dtype_difference(self.config.dtype, info.dtype))
 
     def _open(self, known: bool) -> Backbone:
         """The backbone, and the modalities' arrays: made by the first process, and of the same making for all."""
@@ -131,10 +132,11 @@ class GroupExtraction:
     def _check_made(self, name: str, wanted: ModalityInfo) -> None:
         """Makes sure that the modality's arrays in the store are of the same making."""
         stored = self.store.modalities[name]
-        have, want = {"dtype": stored.dtype, **stored.fingerprint}, {"dtype": wanted.dtype, **wanted.fingerprint}
+        have, want = stored.fingerprint, wanted.fingerprint
         # A backbone may be named in another way, as long as its weights are the same.
         unequal = [key for key in want if have.get(key) != want[key] and key not in ("backbone", "revision")]
         found = [f"{key} is {have.get(key)!r} in the store and would be {want[key]!r}" for key in unequal]
+        found += dtype_difference(wanted.dtype, stored.dtype)
         # The store's own layers are written whatever the config asks for, so fewer of them will do.
         if lacking := sorted(set(wanted.layers) - set(stored.layers)):
             found.append(f"layers {lacking} are not among the stored layers {list(stored.layers)}")

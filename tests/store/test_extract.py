@@ -158,6 +158,15 @@ def test_a_store_made_in_another_way_is_not_written_to(tmp_path: Path) -> None:
                 extract({"title": changed}, extraction_run.catalogue(rows), tmp_path, tmp_path / "store", QUIET)
 
 
+@pytest.mark.parametrize("items", [10, 12])
+def test_a_store_of_another_type_is_not_written_to_and_the_remedy_is_told(items: int, tmp_path: Path) -> None:
+    modality = {"title": text(write_backbone(tmp_path / "bert"))}
+    extract(modality, extraction_run.catalogue(10), tmp_path, tmp_path / "store", QUIET)
+    with pytest.raises(StoreMismatchError, match=r"dtype is 'float32' .* and 'int8' .* \(extraction.dtype='float32'"):
+        asked = replace(QUIET, dtype="int8")
+        extract(modality, extraction_run.catalogue(items), tmp_path, tmp_path / "store", asked)
+
+
 def test_another_name_for_the_same_weights_fits_the_store(tmp_path: Path) -> None:
     folder, copy = write_backbone(tmp_path / "bert"), write_backbone(tmp_path / "copy")
     named = replace(text(folder), backbone="owner/encoder")
