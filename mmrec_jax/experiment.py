@@ -128,13 +128,25 @@ def ensure_states(
     store = open_store(location)
     if store is not None:
         check_store(config, store, trained)
-        if not any(store.missing(config.cached, catalogue["item"].cast(pl.String).to_list()).values()):
+        lacking = any(store.missing(config.cached, catalogue["item"].cast(pl.String).to_list()).values())
+        if not lacking and (trained or not _changed(config, catalogue, store)):
             return store
     for part in config.cached.values():
         fill_template(part.source, catalogue.head(0))  # a missing column is found before the store is made
     devices = shards.own_devices if shards else ()
     extract(config.cached, catalogue, source_directory(config), location, config.extraction, devices=devices)
     return HiddenStateStore.open(location)
+
+
+def _changed(config: RunConfig, catalogue: pl.DataFrame, store: HiddenStateStore) -> bool:
+    """Whether states were made of something else than what the items have now, as the first process sees it."""
+    from mmrec_jax.store.content import changed_items
+    from mmrec_jax.training.processes import as_first_says, writes
+
+    found = {}
+    if writes() and has_source(config):
+        found = changed_items(store, config.cached, catalogue, source_directory(config))
+    return bool(as_first_says([any(items.any() for items in found.values())])[0])
 
 
 def load_live(config: RunConfig) -> LiveBackbones | None:

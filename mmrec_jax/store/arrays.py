@@ -13,8 +13,8 @@ import tensorstore as ts
 from mmrec_jax.errors import StoreError
 
 CHUNK_BYTES = 4 * 2**20
-# Quantised states shrink by a fifth; floating ones do not.
-CODECS = {"int8": [{"name": "zstd", "configuration": {"level": 5}}]}
+# Quantised states shrink by a fifth; floating ones do not. Hashes do not either, but the rest of their files does.
+CODECS = {dtype: [{"name": "zstd", "configuration": {"level": 5}}] for dtype in ("int8", "uint64")}
 
 # One context for all opens: they share connections, and memory:// stores outlive one handle.
 _CONTEXT = ts.Context()

@@ -31,7 +31,8 @@ def extract(
 ) -> dict[str, ModalityReport]:
     """Makes a store hold the hidden states of every item of a catalogue.
 
-    Finished items are left alone; those whose media failed are tried again. Where another extraction is writing to a
+    Finished items are left alone; those that are made of something else than before, such as another text or file, are
+    encoded again, and those whose media failed are tried again. Where another extraction is writing to a
     local store, this one waits until it has ended.
 
     Modalities that differ only in pooling and layers are read and encoded once. Items that have no readable

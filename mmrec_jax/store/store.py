@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import ml_dtypes
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8, UInt64
 
 from mmrec_jax.backbones.config import ModalityConfig, resolve_layers
 from mmrec_jax.errors import StoreError, StoreMismatchError
@@ -25,6 +25,7 @@ from mmrec_jax.store.arrays import (
     without_links,
     write_json,
 )
+from mmrec_jax.store.content import RULE
 from mmrec_jax.store.fingerprint import differences, dtype_difference
 from mmrec_jax.store.loading import load
 from mmrec_jax.store.lock import alone
@@ -47,6 +48,7 @@ class ModalityInfo:
         pooling: "cls" or "mean".
         dtype: "float32", "bfloat16" or "int8".
         fingerprint: how the states were made: backbone, weights_sha256, preprocessing, template, ...
+        content_rule: by which version of `store/content.py` what items were made of is kept; 0 is not at all.
     """
 
     width: int
@@ -54,14 +56,22 @@ class ModalityInfo:
     pooling: str
     dtype: str
     fingerprint: dict
+    content_rule: int = 0
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the modality's arrays, in the order in which items are written."""
+        scales = ("scales",) if self.dtype == "int8" else ()
+        return "values", *scales, *(("content",) if self.content_rule else ()), "status"
 
 
 class HiddenStateStore:
     """A store at a local path or a gs:// URL.
 
-    Per modality it has arrays `values` [item, layer, width], `scales` [item, layer] (int8 only) and `status`
-    [item] (0 pending, 1 present, 2 absent, 3 failed). An item's status is written after its states, so that a
-    kill leaves no half-written item that looks finished.
+    Per modality it has arrays `values` [item, layer, width], `scales` [item, layer] (int8 only), `content` [item, 2]
+    (what the item was made of, see `store/content.py`; not in stores of earlier versions) and `status` [item]
+    (0 pending, 1 present, 2 absent, 3 failed). An item's status is written after its states, so that a kill leaves no
+    half-written item that looks finished.
     """
 
     def __init__(self, location: str | Path, item_ids: Sequence[str], modalities: Mapping[str, ModalityInfo]):
@@ -144,6 +154,8 @@ class HiddenStateStore:
             # Files of as many items as those of the values, so that two processes seldom write to the same one.
             rows = chunk_rows(open_array(self.files, f"{name}/values"))
             create_array(self.files, f"{name}/scales", (items, layers), "float32", rows)
+        if info.content_rule:
+            create_array(self.files, f"{name}/content", (items, 2), "uint64", STATUS_ROWS)
         create_array(self.files, f"{name}/status", (items,), "uint8", STATUS_ROWS)
 
     def _name_modality(self, name: str, info: ModalityInfo) -> None:
@@ -161,8 +173,9 @@ class HiddenStateStore:
         rows: Int[np.ndarray, " item"],
         states: Float[np.ndarray, "item layer width"],
         status: UInt8[np.ndarray, " item"],
+        content: UInt64[np.ndarray, "item 2"] | None = None,
     ) -> None:
-        """Writes finished items: first the states, then that they are finished.
+        """Writes finished items: first the states, then what they were made of, then that they are finished.
 
         Raises:
             StoreError: the states of present items are not all finite; the items are named.
@@ -175,7 +188,25 @@ class HiddenStateStore:
         else:
             values = states.astype(ml_dtypes.bfloat16 if info.dtype == "bfloat16" else np.float32)
         self._write("values", name, rows, values)
+        if content is not None and info.content_rule:
+            self.write_content(name, rows, content)
         self._write("status", name, rows, status)
+
+    def write_content(self, name: str, rows: Int[np.ndarray, " item"], content: UInt64[np.ndarray, "item 2"]) -> None:
+        """Writes what items were made of: hash and stamp of each."""
+        self._write("content", name, rows, content)
+
+    def content(self, name: str) -> UInt64[np.ndarray, "item 2"]:
+        """Hash and stamp of what each item was made of, in the store's order; 0 where it is not known."""
+        if self.modalities[self._known(name)].content_rule != RULE:
+            return np.zeros((len(self.item_ids), 2), np.uint64)
+        array = open_array(self.files, f"{name}/content")
+        with store_errors(f"content of modality {name} cannot be read from {self.location}"):
+            return array.read().result()[: len(self.item_ids)]
+
+    def forget(self, name: str, rows: Int[np.ndarray, " item"]) -> None:
+        """Marks items as ones that extraction has not been through."""
+        self._write("status", name, rows, np.full(len(rows), PENDING, np.uint8))
 
     def status(self, name: str) -> UInt8[np.ndarray, " item"]:
         """Each item's state of work, in the store's order: PENDING, PRESENT, ABSENT or FAILED."""
@@ -216,9 +247,8 @@ class HiddenStateStore:
                 found.append(f"{name}: the store has only {', '.join(self.modalities) or 'no modality'}")
                 continue
             info = self.modalities[name]
-            unlike = differences(config, info.fingerprint, info.layers) + dtype_difference(
-                dtype or info.dtype, info.dtype
-            )
+            unlike = differences(config, info.fingerprint, info.layers)
+            unlike += dtype_difference(dtype or info.dtype, info.dtype)
             found += [f"{name}: {difference}" for difference in unlike]
         if found:
             raise StoreMismatchError(
@@ -310,7 +340,7 @@ class HiddenStateStore:
             every = listed + [item for item in item_ids if item not in known]
             # The arrays grow before the list of items: killed in between, the surplus rows are not used yet.
             for name, info in self.modalities.items():
-                for kind in ("values", "status", *(("scales",) if info.dtype == "int8" else ())):
+                for kind in info.arrays:
                     array = open_array(self.files, f"{name}/{kind}")
                     if array.shape[0] < len(every):
                         array.resize(exclusive_max=[len(every), *array.shape[1:]]).result()

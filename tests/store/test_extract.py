@@ -162,8 +162,8 @@ def test_a_store_made_in_another_way_is_not_written_to(tmp_path: Path) -> None:
 def test_a_store_of_another_type_is_not_written_to_and_the_remedy_is_told(items: int, tmp_path: Path) -> None:
     modality = {"title": text(write_backbone(tmp_path / "bert"))}
     extract(modality, extraction_run.catalogue(10), tmp_path, tmp_path / "store", QUIET)
+    asked = replace(QUIET, dtype="int8")
     with pytest.raises(StoreMismatchError, match=r"dtype is 'float32' .* and 'int8' .* \(extraction.dtype='float32'"):
-        asked = replace(QUIET, dtype="int8")
         extract(modality, extraction_run.catalogue(items), tmp_path, tmp_path / "store", asked)
 
 
