@@ -24,7 +24,7 @@ from mmrec_jax.backbones.encode import PooledEncoder
 from mmrec_jax.backbones.family import Tokens
 from mmrec_jax.errors import BackboneError, ConfigError, StoreError, StoreMismatchError
 from mmrec_jax.store import HiddenStateStore, extract
-from mmrec_jax.store.store import PENDING
+from mmrec_jax.store.store import PENDING, PRESENT
 from tests.store import extraction_run
 from tests.tiny_backbones import write_backbone
 
@@ -265,6 +265,23 @@ def test_processes_share_a_catalogue_and_losing_one_costs_only_a_restart_with_an
     assert stores[2] == stores[0]
     assert [report["reasons"] for report in reports] == [dict.fromkeys(absent_items(400), "empty text")] * 3
     assert [report["present"] for report in reports] == [392] * 3
+
+
+@pytest.mark.slow
+def test_processes_share_items_that_have_changed(tmp_path: Path) -> None:
+    folder, place = write_backbone(tmp_path / "bert"), tmp_path / "store"
+    extraction_run.run(folder, place)
+    before, store = contents(place), HiddenStateStore.open(place)
+    odd = np.arange(1, 400, 2)
+    other = store.content("title")
+    other[odd, 0] ^= np.uint64(1)  # as if they had been made of other titles
+    store.write("title", odd, np.ones((200, 2, 24)), np.full(200, PRESENT, np.uint8), other[odd])
+    for process in started(folder, place, 2):
+        assert process.wait() == 0
+    after = contents(place)
+    assert json.loads(after.pop("extraction_report.json"))["title"]["changed"] == 200
+    del before["extraction_report.json"]
+    assert after == before
 
 
 def contents(folder: Path) -> dict[str, bytes]:
