@@ -90,21 +90,42 @@ def store_location(config: RunConfig, workdir: Path) -> str:
 
     A sample's own store serves configs whose modalities it all has; nothing is ever written to it.
     """
-    if config.store:
-        return config.store
-    if config.data.source.startswith("sample:"):
-        own = str(source_directory(config) / "store")
-        store = open_store(own)
-        if store is not None and set(config.cached) <= set(store.modalities):
-            return own
-    return str(workdir / "store")
+    return config.store or _store_of_sample(config) or str(workdir / "store")
+
+
+def _store_of_sample(config: RunConfig) -> str:
+    """Where a sample's own store lies, if it serves the config; else ""."""
+    if config.store or not config.data.source.startswith("sample:"):
+        return ""
+    own = str(source_directory(config) / "store")
+    store = open_store(own)
+    return own if store is not None and set(config.cached) <= set(store.modalities) else ""
+
+
+def check_store(config: RunConfig, store: HiddenStateStore, trained: bool = False) -> None:
+    """Makes sure that those of a config's modalities that a store has are made as the config says.
+
+    A sample's own states, and those that a run was trained on, are taken whatever their type is.
+
+    Raises:
+        StoreMismatchError: they are made in another way; every difference is listed.
+    """
+    dtype = "" if trained or _store_of_sample(config) else config.extraction.dtype
+    store.check({name: part for name, part in config.cached.items() if name in store.modalities}, dtype)
 
 
 def ensure_states(
-    config: RunConfig, catalogue: pl.DataFrame, workdir: Path, shards: Shards | None = None
+    config: RunConfig, catalogue: pl.DataFrame, workdir: Path, shards: Shards | None = None, trained: bool = False
 ) -> HiddenStateStore:
     """A store that holds every item's states of the modalities that are not live; extracts what it lacks, over the
     devices of this process that are in the run's mesh.
+
+    Args:
+        config: of the run.
+        catalogue: one row an item.
+        workdir: of the run.
+        shards: of the run's mesh.
+        trained: whether the run is one that was trained on these states already, which are then taken as they are.
 
     Raises:
         StoreMismatchError: the store was made with other settings.
@@ -118,14 +139,26 @@ def ensure_states(
     location = store_location(config, workdir)
     store = open_store(location)
     if store is not None:
-        store.check({name: part for name, part in config.cached.items() if name in store.modalities})
-        if not any(store.missing(config.cached, catalogue["item"].cast(pl.String).to_list()).values()):
+        check_store(config, store, trained)
+        lacking = any(store.missing(config.cached, catalogue["item"].cast(pl.String).to_list()).values())
+        if not lacking and (trained or not _changed(config, catalogue, store)):
             return store
     for part in config.cached.values():
         fill_template(part.source, catalogue.head(0))  # a missing column is found before the store is made
     devices = shards.own_devices if shards else ()
     extract(config.cached, catalogue, source_directory(config), location, config.extraction, devices=devices)
     return HiddenStateStore.open(location)
+
+
+def _changed(config: RunConfig, catalogue: pl.DataFrame, store: HiddenStateStore) -> bool:
+    """Whether states were made of something else than what the items have now, as the first process sees it."""
+    from mmrec_jax.store.content import changed_items
+    from mmrec_jax.training.processes import as_first_says, writes
+
+    found = {}
+    if writes() and has_source(config):
+        found = changed_items(store, config.cached, catalogue, source_directory(config))
+    return bool(as_first_says([any(items.any() for items in found.values())])[0])
 
 
 def load_live(config: RunConfig) -> LiveBackbones | None:

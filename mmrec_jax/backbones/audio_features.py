@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -225,6 +225,29 @@ def read_audio_preprocessor(directory: Path, max_seconds: float) -> AudioPreproc
         raise BackboneError(f"{path}: {error}") from error
 
 
+def longest_of(made: Mapping[str, Any], max_seconds: float) -> int:
+    """Samples after which recordings would be cut by a preprocessing if its `max_seconds` were another.
+
+    Args:
+        made: fingerprint of the preprocessing.
+        max_seconds: as in `read_audio_preprocessor`.
+    """
+    longest = max(1, round(made["rate"] * max_seconds))
+    if made["features"] == WhisperLogMel.__name__:
+        return min(longest, _whisper_window(made["seconds"], made["rate"]))
+    if made["features"] == KaldiLogMel.__name__:
+        return min(longest, _kaldi_window(made["frames"]))
+    return longest
+
+
+def _whisper_window(seconds: int, rate: int) -> int:
+    return seconds * rate
+
+
+def _kaldi_window(frames: int) -> int:
+    return (frames - 1) * KALDI_HOP + KALDI_WINDOW
+
+
 CONV_KERNEL, CONV_STRIDE = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
 """The convolutions of Wav2Vec2 and HuBERT where config.json does not say: one state each 20 ms, of 25 ms."""
 
@@ -245,7 +268,7 @@ def _whisper(settings: dict, rate: int, longest: int) -> WhisperLogMel:
     return WhisperLogMel(
         rate,
         shortest=1,
-        longest=min(longest, seconds * rate),
+        longest=min(longest, _whisper_window(seconds, rate)),
         bins=_whole(settings, "feature_size", 80),
         window=_whole(settings, "n_fft", 400),
         hop=_whole(settings, "hop_length", 160),
@@ -265,7 +288,7 @@ def _kaldi(settings: dict, rate: int, longest: int) -> KaldiLogMel:
     return KaldiLogMel(
         rate,
         shortest=KALDI_WINDOW,
-        longest=min(longest, (frames - 1) * KALDI_HOP + KALDI_WINDOW),
+        longest=min(longest, _kaldi_window(frames)),
         bins=_whole(settings, "num_mel_bins", 128),
         frames=frames,
         mean=mean,

@@ -99,7 +99,7 @@ class MediaInputs:
     def __init__(
         self,
         config: ModalityConfig,
-        preprocess: Preprocessor,
+        preprocess: Preprocessor | None,
         catalogue: pl.DataFrame,
         root: Path,
         limits: ExtractionConfig,
@@ -107,7 +107,7 @@ class MediaInputs:
     ):
         """Args:
         config: what the media are.
-        preprocess: the backbone's.
+        preprocess: the backbone's; None where media are named and not read.
         catalogue: one row an item.
         root: folder that paths are relative to.
         limits: on the media's size.
@@ -116,32 +116,52 @@ class MediaInputs:
         Raises:
             ConfigError: the catalogue lacks a column.
         """
-        self._media = _media(config, catalogue)
-        self._kind, self._root, self._near = config.kind, root, near
-        self._decode = _decoder(preprocess, limits)
+        self.root = root
+        self._media = named_media(config, catalogue)
+        self._kind, self._near = config.kind, near
+        if preprocess is not None:
+            self._decode = _decoder(preprocess, limits)
         self._columns: dict[tuple[str, str], BinaryColumn] = {}
 
     def __call__(self, place: int) -> Input:
         """An item's input, or why there is none."""
         try:
-            medium = self._medium(self._media[int(place)])
+            medium = self.medium(place)
             return Missing(absence(self._kind), failed=False) if medium is None else self._decode(medium)
         except MediaError as error:
             return Missing(str(error), failed=True)
+
+    def named(self, place: int) -> str | bytes | None:
+        """An item's path, reference or bytes; empty or None where it has none."""
+        return self._media[int(place)]
+
+    def medium(self, place: int) -> Medium | None:
+        """An item's medium; None where it has none.
+
+        Raises:
+            MediaError: it is nowhere, or outside of the root.
+        """
+        return self._medium(self.named(place))
 
     def _medium(self, named: str | bytes | None) -> Medium | None:
         if not named or isinstance(named, bytes):
             return named or None
         reference = parse_reference(named)
         if reference is None:
-            return inside(self._root, named)
+            return inside(self.root, named)
         file, column, row = reference
+<<<<<<< HEAD
         path = inside(self._root, file)
         check_file(path)
+=======
+        path = inside(self.root, file)
+        if not path.is_file():
+            raise MediaError("file not found")
+>>>>>>> store
         return self._columns.setdefault((file, column), BinaryColumn(path, column, self._near))[row] or None
 
 
-def _media(config: ModalityConfig, catalogue: pl.DataFrame) -> pl.Series:
+def named_media(config: ModalityConfig, catalogue: pl.DataFrame) -> pl.Series:
     """Each item's path, reference or bytes; empty or null where it has none."""
     if config.column and config.column in catalogue.columns and catalogue[config.column].dtype == pl.Binary:
         return catalogue[config.column]
@@ -154,7 +174,7 @@ def files_stamp(config: ModalityConfig, catalogue: pl.DataFrame, root: Path) -> 
     """
     if config.kind == "text":
         return ""
-    named = _media(config, catalogue)
+    named = named_media(config, catalogue)
     if named.dtype == pl.Binary:
         return ""
     digest, found = hashlib.sha256(), False

@@ -18,6 +18,7 @@ from mmrec_jax.config import SECTIONS, RunConfig
 from mmrec_jax.errors import ConfigError, EvaluationError, StoreMismatchError, UserError
 from mmrec_jax.evaluation.pairing import HeldOut, held_out, unpaired
 from mmrec_jax.modes.run import Run
+from mmrec_jax.modes.workdir import is_trained
 
 
 @dataclass(frozen=True)
@@ -149,11 +150,11 @@ def _fits(config: RunConfig, place: str) -> bool:
     return True
 
 
-def _check_store(config: RunConfig, place: str) -> None:
+def _check_store(config: RunConfig, place: str, trained: bool = False) -> None:
     """Raises StoreMismatchError where a store holds a modality of the config's that is made in another way."""
     store = experiment.open_store(place)
     if store is not None:
-        store.check({name: part for name, part in config.cached.items() if name in store.modalities})
+        experiment.check_store(config, store, trained)
 
 
 def _source(config: RunConfig) -> tuple:
@@ -178,7 +179,7 @@ def _check_states(run: Run) -> None:
     if not config.cached:
         return
     place = experiment.store_location(config, run.workdir)
-    _check_store(config, place)
+    _check_store(config, place, is_trained(run.workdir))
     if _lacks(config, place, [str(item) for item in run.data.item_ids[1:]]):
         for part in config.cached.values():
             fill_template(part.source, run.data.catalogue.head(0))

@@ -110,7 +110,8 @@ class Run:
         """The hidden-state store, filled on the first use; None where no states come from one."""
         if not self.config.cached:
             return None
-        return experiment.ensure_states(self.config, self.data.catalogue, self.workdir, self.shards)
+        trained = is_trained(self.workdir)
+        return experiment.ensure_states(self.config, self.data.catalogue, self.workdir, self.shards, trained)
 
     @functools.cached_property
     def live(self) -> LiveBackbones | None:

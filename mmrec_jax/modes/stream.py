@@ -10,7 +10,7 @@ from typing import Any
 from mmrec_jax import experiment
 from mmrec_jax.config import RunConfig, to_json
 from mmrec_jax.modes.run import Run
-from mmrec_jax.modes.workdir import write_whole
+from mmrec_jax.modes.workdir import is_trained, write_whole
 
 
 def stream(run: Run) -> dict[str, Any]:
@@ -81,7 +81,9 @@ def stream_learner(run: Run, catalogue, data: str):
     from mmrec_jax.streaming.learner import Learner
 
     config = run.config
-    store = experiment.ensure_states(config, catalogue, run.workdir) if config.cached else None
+    store = None
+    if config.cached:
+        store = experiment.ensure_states(config, catalogue, run.workdir, trained=is_trained(run.workdir))
     wanted = {name: part.layers for name, part in config.cached.items()}
     description = stream_description(config, experiment.description(config, data, store))
     states = None if store is None else (lambda ids: store.table(wanted, ids))

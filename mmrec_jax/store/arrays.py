@@ -13,8 +13,8 @@ import tensorstore as ts
 from mmrec_jax.errors import StoreError
 
 CHUNK_BYTES = 4 * 2**20
-# Quantised states shrink by a fifth; floating ones do not.
-CODECS = {"int8": [{"name": "zstd", "configuration": {"level": 5}}]}
+# Quantised states shrink by a fifth; floating ones do not. Hashes do not either, but the rest of their files does.
+CODECS = {dtype: [{"name": "zstd", "configuration": {"level": 5}}] for dtype in ("int8", "uint64")}
 
 # One context for all opens: they share connections, and memory:// stores outlive one handle.
 _CONTEXT = ts.Context()
@@ -56,20 +56,37 @@ def read_json(files: ts.KvStore, name: str) -> object | None:
     Raises:
         StoreError: the file is not valid JSON.
     """
+    return read_version(files, name)[0]
+
+
+def read_version(files: ts.KvStore, name: str) -> tuple[object | None, bytes]:
+    """As `read_json`, and which version of the file that is."""
     with store_errors(f"{files.url}{name} cannot be read"):
         found = files.read(name).result()
+    version = found.stamp.generation
     if found.state != "value":
-        return None
+        return None, version
     try:
-        return json.loads(found.value)
+        return json.loads(found.value), version
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"{files.url}{name} is not valid JSON ({error}): the store is damaged") from error
 
 
-def write_json(files: ts.KvStore, name: str, content: object) -> None:
-    """Replaces a small JSON file at once: a reader sees the old or the new content."""
+def write_json(files: ts.KvStore, name: str, content: object, version: bytes | None = None) -> bool:
+    """Replaces a small JSON file at once: a reader sees the old or the new content.
+
+    Args:
+        files: the store.
+        name: of the file.
+        content: of it.
+        version: the one to be replaced; None for any.
+
+    Returns:
+        Whether it was replaced, which it is not where it has another version.
+    """
     with store_errors(f"{files.url}{name} cannot be written"):
-        files.write(name, json.dumps(content, indent=1, ensure_ascii=False).encode()).result()
+        text = json.dumps(content, indent=1, ensure_ascii=False).encode()
+        return bool(files.write(name, text, if_equal=version).result().generation)
 
 
 def create_array(files: ts.KvStore, name: str, shape: tuple[int, ...], dtype: str, rows: int = 0) -> None:

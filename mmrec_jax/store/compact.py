@@ -29,7 +29,7 @@ def copied(store: HiddenStateStore, location: str | Path, needed: Collection[str
     for name, info in store.modalities.items():
         made.add_modality(name, info)
         # An item counts as there once its status does.
-        for kind in ("values", *(("scales",) if info.dtype == "int8" else ()), "status"):
+        for kind in info.arrays:
             source, target = (open_array(each.files, f"{name}/{kind}") for each in (store, made))
             with store_errors(f"{kind} of modality {name} cannot be copied from {store.location} to {made.location}"):
                 for start in range(0, len(rows), step := chunk_rows(target)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ from rich.console import Console
 from mmrec_jax.backbones.config import ExtractionConfig, ModalityConfig
 from mmrec_jax.errors import ConfigError, StoreError
 from mmrec_jax.store.arrays import key_value_store
+from mmrec_jax.store.lock import EXTRACTION, alone
 from mmrec_jax.store.processes import Processes
 from mmrec_jax.store.report import REPORT, ModalityReport
 from mmrec_jax.store.store import HiddenStateStore
@@ -29,7 +31,9 @@ def extract(
 ) -> dict[str, ModalityReport]:
     """Makes a store hold the hidden states of every item of a catalogue.
 
-    Finished items are left alone; those whose media failed are tried again.
+    Finished items are left alone; those that are made of something else than before, such as another text or file, are
+    encoded again, and those whose media failed are tried again. Where another extraction is writing to a
+    local store, this one waits until it has ended.
 
     Modalities that differ only in pooling and layers are read and encoded once. Items that have no readable
     medium are marked as not present and listed, with the reason, in the report and in
@@ -59,28 +63,49 @@ def extract(
     if "item" not in catalogue.columns:
         raise ConfigError("the catalogue needs the column 'item' with the items' ids")
     catalogue = catalogue.with_columns(pl.col("item").cast(pl.String))
-    target, processes = _open(store, catalogue["item"].to_list(), config)
+    processes = Processes(key_value_store(store), config.process_timeout)
+
+    def waits() -> None:
+        _say(config, f"Another extraction is writing to the store {store}: waiting until it has ended.")
+
+    with alone(store, EXTRACTION, waits) if processes.first else nullcontext():
+        return _extract(modalities, catalogue, Path(media_root), store, config, dict(mirrors or {}), processes, devices)
+
+
+def _extract(
+    modalities: Mapping[str, ModalityConfig],
+    catalogue: pl.DataFrame,
+    media_root: Path,
+    store: str | Path,
+    config: ExtractionConfig,
+    mirrors: dict[str, str],
+    processes: Processes,
+    devices: Sequence[jax.Device],
+) -> dict[str, ModalityReport]:
+    target = _open(store, catalogue["item"].to_list(), processes)
     reports: dict[str, ModalityReport] = {}
     written: dict[str, str] = {}
     for group in _groups(modalities):
-        work = GroupExtraction(
-            group, catalogue, Path(media_root), target, config, dict(mirrors or {}), processes, devices
-        )
+        work = GroupExtraction(group, catalogue, media_root, target, config, mirrors, processes, devices)
         reports |= work.run(written)
-        if config.progress and processes.first:
+        if processes.first:
             for name in group:
-                Console(markup=False, highlight=False).print(reports[name].summary(name))
+                _say(config, reports[name].summary(name))
         for name in group:
             _refuse_gaps(name, reports[name], config.max_failure_share)
     return reports
 
 
-def _open(store: str | Path, items: list[str], config: ExtractionConfig) -> tuple[HiddenStateStore, Processes]:
+def _open(store: str | Path, items: list[str], processes: Processes) -> HiddenStateStore:
     """The store, which one process makes or appends to and the others find."""
-    processes = Processes(key_value_store(store), config.process_timeout)
     target = HiddenStateStore.create(store, items) if processes.first else None
     processes.meet(f"process 0 has made the store {store} for {len(items)} items")
-    return target or HiddenStateStore.open(store), processes
+    return target or HiddenStateStore.open(store)
+
+
+def _say(config: ExtractionConfig, line: str) -> None:
+    if config.progress:
+        Console(markup=False, highlight=False).print(line)
 
 
 def _groups(modalities: Mapping[str, ModalityConfig]) -> list[dict[str, ModalityConfig]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mmrec_jax.backbones.audio_features import longest_of
 from mmrec_jax.backbones.backbone import FRAMES, Backbone, identify
 from mmrec_jax.backbones.config import ModalityConfig, resolve_layers
 from mmrec_jax.backbones.registry import find_family
@@ -57,6 +58,14 @@ def differences(config: ModalityConfig, stored: dict, stored_layers: tuple[int, 
     ]
     if config.kind == "text" and (tokens := stored["preprocessing"].get("max_tokens")) != config.max_tokens:
         found.append(f"max_tokens is {tokens} in the store and {config.max_tokens} in the config")
+    if config.kind == stored["kind"] == "audio":
+        made = stored["preprocessing"]
+        cut, wanted_cut, rate = made["longest"], longest_of(made, config.max_seconds), made["rate"]
+        if cut != wanted_cut:
+            found.append(
+                f"recordings are cut after {cut / rate:g} s in the store and would be after {wanted_cut / rate:g} s "
+                f"with max_seconds={config.max_seconds:g}"
+            )
     # A video encoder takes one number of frames only; an image encoder as many as are asked for.
     if config.kind == stored["kind"] == "video" and find_family(stored["model_type"], "store", "video").kind == "image":
         taken, frames = stored["preprocessing"]["frames"], config.frames or FRAMES
@@ -69,6 +78,15 @@ def differences(config: ModalityConfig, stored: dict, stored_layers: tuple[int, 
     except ConfigError as error:
         found.append(str(error))
     return found + _backbone_differences(config, stored)
+
+
+def dtype_difference(asked: str, stored: str) -> list[str]:
+    """What `extraction.dtype` asks for where a stored modality is of another type, and the remedy."""
+    if asked == stored:
+        return []
+    return [
+        f"dtype is {stored!r} in the store and {asked!r} in the config (extraction.dtype={stored!r} takes it as is)"
+    ]
 
 
 def _backbone_differences(config: ModalityConfig, stored: dict) -> list[str]:
@@ -97,5 +115,5 @@ def _backbone_differences(config: ModalityConfig, stored: dict) -> list[str]:
     return [
         f"preprocessing has {key} {stored['preprocessing'].get(key)!r} in the store and {value!r} in {config.backbone}"
         for key, value in here["preprocessing"].items()
-        if key != "max_tokens" and stored["preprocessing"].get(key) != value
+        if key not in ("max_tokens", "longest") and stored["preprocessing"].get(key) != value
     ]

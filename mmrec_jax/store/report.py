@@ -32,6 +32,7 @@ class ModalityReport:
         computed: items gone through in this run; the others were finished before.
         seconds: this run's time for the modality and those encoded with it, loading and compilation included.
         waited: seconds of these in which this process's encoder waited for media.
+        changed: items of `computed` that had been finished, but were made of something else than now.
     """
 
     items: int
@@ -42,6 +43,7 @@ class ModalityReport:
     computed: int
     seconds: float
     waited: float = 0.0
+    changed: int = 0
 
     def summary(self, name: str) -> str:
         """One line for a person."""

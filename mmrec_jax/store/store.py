@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import ml_dtypes
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8, UInt64
 
 from mmrec_jax.backbones.config import ModalityConfig, resolve_layers
 from mmrec_jax.errors import StoreError, StoreMismatchError
@@ -20,12 +20,15 @@ from mmrec_jax.store.arrays import (
     key_value_store,
     open_array,
     read_json,
+    read_version,
     store_errors,
     without_links,
     write_json,
 )
-from mmrec_jax.store.fingerprint import differences
+from mmrec_jax.store.content import RULE
+from mmrec_jax.store.fingerprint import differences, dtype_difference
 from mmrec_jax.store.loading import load
+from mmrec_jax.store.lock import alone
 from mmrec_jax.store.quantise import quantise
 from mmrec_jax.store.table import StateTable
 
@@ -45,6 +48,7 @@ class ModalityInfo:
         pooling: "cls" or "mean".
         dtype: "float32", "bfloat16" or "int8".
         fingerprint: how the states were made: backbone, weights_sha256, preprocessing, template, ...
+        content_rule: by which version of `store/content.py` what items were made of is kept; 0 is not at all.
     """
 
     width: int
@@ -52,14 +56,22 @@ class ModalityInfo:
     pooling: str
     dtype: str
     fingerprint: dict
+    content_rule: int = 0
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the modality's arrays, in the order in which items are written."""
+        scales = ("scales",) if self.dtype == "int8" else ()
+        return "values", *scales, *(("content",) if self.content_rule else ()), "status"
 
 
 class HiddenStateStore:
     """A store at a local path or a gs:// URL.
 
-    Per modality it has arrays `values` [item, layer, width], `scales` [item, layer] (int8 only) and `status`
-    [item] (0 pending, 1 present, 2 absent, 3 failed). An item's status is written after its states, so that a
-    kill leaves no half-written item that looks finished.
+    Per modality it has arrays `values` [item, layer, width], `scales` [item, layer] (int8 only), `content` [item, 2]
+    (what the item was made of, see `store/content.py`; not in stores of earlier versions) and `status` [item]
+    (0 pending, 1 present, 2 absent, 3 failed). An item's status is written after its states, so that a kill leaves no
+    half-written item that looks finished.
     """
 
     def __init__(self, location: str | Path, item_ids: Sequence[str], modalities: Mapping[str, ModalityInfo]):
@@ -99,15 +111,23 @@ class HiddenStateStore:
         if len(set(item_ids)) != len(item_ids) or "" in item_ids:
             raise StoreError("item ids of a store must be distinct and not empty")
         if read_json(key_value_store(location), "store.json") is None:
-            store = cls(location, item_ids, {})
-            write_json(store.files, "items.json", item_ids)
-            store._write_info()
-            return store
+            with alone(location):
+                cls._begin(location, item_ids)
         store = cls.open(location)
         known = set(store.item_ids)
-        if added := [item for item in item_ids if item not in known]:
-            store._append(added)
+        if not known.issuperset(item_ids):
+            with alone(location):
+                store._append(item_ids)
         return store
+
+    @classmethod
+    def _begin(cls, location: str | Path, item_ids: list[str]) -> None:
+        """Makes an empty store where there is still none."""
+        files = key_value_store(location)
+        _, before = read_version(files, "items.json")
+        content, version = read_version(files, "store.json")
+        if content is None and write_json(files, "items.json", item_ids, before):
+            write_json(files, "store.json", {"format": FORMAT, "modalities": {}}, version)
 
     def refresh(self) -> None:
         """Finds out about modalities and items that another process has added."""
@@ -115,20 +135,37 @@ class HiddenStateStore:
         self.item_ids, self.modalities = found.item_ids, found.modalities
 
     def add_modality(self, name: str, info: ModalityInfo) -> None:
-        """Makes the empty arrays of a modality; nothing happens where the store has it already."""
+        """Makes the empty arrays of a modality; nothing happens where the store has it already, by whatever process."""
         if name in self.modalities:
             return
         if not name.isidentifier():
             raise StoreError(f"modality name {name!r} must be letters, digits and underscores")
+        with alone(self.location):
+            self.refresh()
+            if name not in self.modalities:
+                self._make_arrays(name, info)
+                self._name_modality(name, info)
+                self.refresh()
+
+    def _make_arrays(self, name: str, info: ModalityInfo) -> None:
         items, layers = len(self.item_ids), len(info.layers)
         create_array(self.files, f"{name}/values", (items, layers, info.width), info.dtype)
         if info.dtype == "int8":
             # Files of as many items as those of the values, so that two processes seldom write to the same one.
             rows = chunk_rows(open_array(self.files, f"{name}/values"))
             create_array(self.files, f"{name}/scales", (items, layers), "float32", rows)
+        if info.content_rule:
+            create_array(self.files, f"{name}/content", (items, 2), "uint64", STATUS_ROWS)
         create_array(self.files, f"{name}/status", (items,), "uint8", STATUS_ROWS)
-        self.modalities[name] = info
-        self._write_info()
+
+    def _name_modality(self, name: str, info: ModalityInfo) -> None:
+        """Adds a modality to those that the store says it has."""
+        while True:
+            content, version = read_version(self.files, "store.json")
+            assert isinstance(content, dict)  # the store was opened
+            content["modalities"].setdefault(name, asdict(info))
+            if write_json(self.files, "store.json", content, version):
+                return
 
     def write(
         self,
@@ -136,8 +173,9 @@ class HiddenStateStore:
         rows: Int[np.ndarray, " item"],
         states: Float[np.ndarray, "item layer width"],
         status: UInt8[np.ndarray, " item"],
+        content: UInt64[np.ndarray, "item 2"] | None = None,
     ) -> None:
-        """Writes finished items: first the states, then that they are finished.
+        """Writes finished items: first the states, then what they were made of, then that they are finished.
 
         Raises:
             StoreError: the states of present items are not all finite; the items are named.
@@ -150,7 +188,25 @@ class HiddenStateStore:
         else:
             values = states.astype(ml_dtypes.bfloat16 if info.dtype == "bfloat16" else np.float32)
         self._write("values", name, rows, values)
+        if content is not None and info.content_rule:
+            self.write_content(name, rows, content)
         self._write("status", name, rows, status)
+
+    def write_content(self, name: str, rows: Int[np.ndarray, " item"], content: UInt64[np.ndarray, "item 2"]) -> None:
+        """Writes what items were made of: hash and stamp of each."""
+        self._write("content", name, rows, content)
+
+    def content(self, name: str) -> UInt64[np.ndarray, "item 2"]:
+        """Hash and stamp of what each item was made of, in the store's order; 0 where it is not known."""
+        if self.modalities[self._known(name)].content_rule != RULE:
+            return np.zeros((len(self.item_ids), 2), np.uint64)
+        array = open_array(self.files, f"{name}/content")
+        with store_errors(f"content of modality {name} cannot be read from {self.location}"):
+            return array.read().result()[: len(self.item_ids)]
+
+    def forget(self, name: str, rows: Int[np.ndarray, " item"]) -> None:
+        """Marks items as ones that extraction has not been through."""
+        self._write("status", name, rows, np.full(len(rows), PENDING, np.uint8))
 
     def status(self, name: str) -> UInt8[np.ndarray, " item"]:
         """Each item's state of work, in the store's order: PENDING, PRESENT, ABSENT or FAILED."""
@@ -175,8 +231,12 @@ class HiddenStateStore:
             result[name] = [item_ids[int(i)] for i in np.flatnonzero(pending)]
         return result
 
-    def check(self, modalities: Mapping[str, ModalityConfig]) -> None:
+    def check(self, modalities: Mapping[str, ModalityConfig], dtype: str = "") -> None:
         """Makes sure that the store holds what the config asks for.
+
+        Args:
+            modalities: of the config.
+            dtype: its `extraction.dtype`; "" takes states of any type.
 
         Raises:
             StoreMismatchError: it does not; every difference of every modality is listed.
@@ -187,7 +247,9 @@ class HiddenStateStore:
                 found.append(f"{name}: the store has only {', '.join(self.modalities) or 'no modality'}")
                 continue
             info = self.modalities[name]
-            found += [f"{name}: {difference}" for difference in differences(config, info.fingerprint, info.layers)]
+            unlike = differences(config, info.fingerprint, info.layers)
+            unlike += dtype_difference(dtype or info.dtype, info.dtype)
+            found += [f"{name}: {difference}" for difference in unlike]
         if found:
             raise StoreMismatchError(
                 f"the hidden-state store {self.location} does not fit the config: {'; '.join(found)}. "
@@ -268,22 +330,23 @@ class HiddenStateStore:
         with store_errors(f"{kind} of modality {name} cannot be written to {self.location}"):
             array[rows].write(values).result()
 
-    def _append(self, added: list[str]) -> None:
-        # The arrays grow before the list of items: killed in between, the surplus rows are not used yet.
-        total = len(self.item_ids) + len(added)
-        for name, info in self.modalities.items():
-            for kind in ("values", "status", *(("scales",) if info.dtype == "int8" else ())):
-                array = open_array(self.files, f"{name}/{kind}")
-                array.resize(exclusive_max=[total, *array.shape[1:]]).result()
-        self.item_ids += added
-        write_json(self.files, "items.json", self.item_ids)
-
-    def _write_info(self) -> None:
-        content = {
-            "format": FORMAT,
-            "modalities": {name: asdict(info) for name, info in self.modalities.items()},
-        }
-        write_json(self.files, "store.json", content)
+    def _append(self, item_ids: list[str]) -> None:
+        """Adds those of the items that the store still lacks."""
+        while True:
+            self.refresh()
+            listed, version = read_version(self.files, "items.json")
+            assert isinstance(listed, list)  # the store was opened
+            known = set(listed)
+            every = listed + [item for item in item_ids if item not in known]
+            # The arrays grow before the list of items: killed in between, the surplus rows are not used yet.
+            for name, info in self.modalities.items():
+                for kind in info.arrays:
+                    array = open_array(self.files, f"{name}/{kind}")
+                    if array.shape[0] < len(every):
+                        array.resize(exclusive_max=[len(every), *array.shape[1:]]).result()
+            if len(every) == len(listed) or write_json(self.files, "items.json", every, version):
+                self.item_ids = every
+                return
 
     def _known(self, name: str) -> str:
         if name not in self.modalities:

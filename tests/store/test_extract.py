@@ -24,7 +24,7 @@ from mmrec_jax.backbones.encode import PooledEncoder
 from mmrec_jax.backbones.family import Tokens
 from mmrec_jax.errors import BackboneError, ConfigError, StoreError, StoreMismatchError
 from mmrec_jax.store import HiddenStateStore, extract
-from mmrec_jax.store.store import PENDING
+from mmrec_jax.store.store import PENDING, PRESENT
 from tests.store import extraction_run
 from tests.tiny_backbones import write_backbone
 
@@ -158,6 +158,15 @@ def test_a_store_made_in_another_way_is_not_written_to(tmp_path: Path) -> None:
                 extract({"title": changed}, extraction_run.catalogue(rows), tmp_path, tmp_path / "store", QUIET)
 
 
+@pytest.mark.parametrize("items", [10, 12])
+def test_a_store_of_another_type_is_not_written_to_and_the_remedy_is_told(items: int, tmp_path: Path) -> None:
+    modality = {"title": text(write_backbone(tmp_path / "bert"))}
+    extract(modality, extraction_run.catalogue(10), tmp_path, tmp_path / "store", QUIET)
+    asked = replace(QUIET, dtype="int8")
+    with pytest.raises(StoreMismatchError, match=r"dtype is 'float32' .* and 'int8' .* \(extraction.dtype='float32'"):
+        extract(modality, extraction_run.catalogue(items), tmp_path, tmp_path / "store", asked)
+
+
 def test_another_name_for_the_same_weights_fits_the_store(tmp_path: Path) -> None:
     folder, copy = write_backbone(tmp_path / "bert"), write_backbone(tmp_path / "copy")
     named = replace(text(folder), backbone="owner/encoder")
@@ -256,6 +265,23 @@ def test_processes_share_a_catalogue_and_losing_one_costs_only_a_restart_with_an
     assert stores[2] == stores[0]
     assert [report["reasons"] for report in reports] == [dict.fromkeys(absent_items(400), "empty text")] * 3
     assert [report["present"] for report in reports] == [392] * 3
+
+
+@pytest.mark.slow
+def test_processes_share_items_that_have_changed(tmp_path: Path) -> None:
+    folder, place = write_backbone(tmp_path / "bert"), tmp_path / "store"
+    extraction_run.run(folder, place)
+    before, store = contents(place), HiddenStateStore.open(place)
+    odd = np.arange(1, 400, 2)
+    other = store.content("title")
+    other[odd, 0] ^= np.uint64(1)  # as if they had been made of other titles
+    store.write("title", odd, np.ones((200, 2, 24)), np.full(200, PRESENT, np.uint8), other[odd])
+    for process in started(folder, place, 2):
+        assert process.wait() == 0
+    after = contents(place)
+    assert json.loads(after.pop("extraction_report.json"))["title"]["changed"] == 200
+    del before["extraction_report.json"]
+    assert after == before
 
 
 def contents(folder: Path) -> dict[str, bytes]:

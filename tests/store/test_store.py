@@ -192,6 +192,41 @@ def test_a_store_made_in_another_way_says_what_differs(changes: dict, message: s
         filled(tmp_path).check({"title": replace(CONFIG, **changes)})
 
 
+@pytest.mark.parametrize(
+    ("made", "kept", "seconds", "message"),
+    [
+        ({"features": "Waveform"}, 30.0, 5.0, "cut after 30 s in the store and would be after 5 s with max_seconds=5"),
+        ({"features": "Waveform"}, 5.0, 30.0, "cut after 5 s in the store and would be after 30 s"),
+        ({"features": "WhisperLogMel", "seconds": 20}, 10.0, 30.0, "after 10 s in the store and would be after 20 s"),
+        ({"features": "WhisperLogMel", "seconds": 20}, 20.0, 30.0, ""),
+        ({"features": "KaldiLogMel", "frames": 1024}, 10.255, 30.0, ""),
+        ({"features": "KaldiLogMel", "frames": 1024}, 10.255, 4.0, "would be after 4 s"),
+    ],
+)
+def test_recordings_cut_elsewhere_than_asked_for_are_a_difference_also_of_backbones_of_the_hub(
+    made: dict, kept: float, seconds: float, message: str, tmp_path: Path
+) -> None:
+    preprocessing = {"rate": 16_000, "longest": round(16_000 * kept), "shortest": 1, **made}
+    stored = {**FINGERPRINT, "kind": "audio", "model_type": "x", "template": "{file}", "preprocessing": preprocessing}
+    store = HiddenStateStore.create(tmp_path, IDS)
+    store.add_modality("sound", replace(info(), fingerprint=stored))
+    config = ModalityConfig("audio", "owner/encoder", column="file", layers=(0, 2), max_seconds=seconds)
+    if not message:
+        store.check({"sound": config})
+        return
+    with pytest.raises(StoreMismatchError, match=message):
+        store.check({"sound": config})
+
+
+def test_another_type_than_is_asked_for_is_a_difference_with_its_remedy(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    store.check({"title": CONFIG})
+    store.check({"title": CONFIG}, "float32")
+    message = r"title: dtype is 'float32' in the store and 'int8' in the config \(extraction.dtype='float32' takes"
+    with pytest.raises(StoreMismatchError, match=message):
+        store.check({"title": CONFIG}, "int8")
+
+
 def test_all_differences_of_all_modalities_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(StoreMismatchError) as caught:
         filled(tmp_path).check({"title": replace(CONFIG, pooling="cls", max_tokens=64), "cover": CONFIG})
