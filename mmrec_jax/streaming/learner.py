@@ -257,8 +257,12 @@ class Learner:
         )
 
     def held_out(self, scorer: SequentialScorer, number: int) -> EvaluationResult | None:
-        """The evaluation on the part of a window that validated, over all items so far."""
-        return self._evaluate(scorer, self._validated(self.memory.events, number), self.known)
+        """The evaluation on the part of a window that validated, over the items that were known at the window's end; None
+        where it has none, or is not remembered."""
+        if not len(found := self._validated(self.memory.events, number)):
+            return None
+        known = self.known & (np.arange(self.rows) <= self.memory.totals[number - self.memory.first])
+        return self._evaluate(scorer, found, known)
 
     @property
     def known(self) -> Bool[np.ndarray, " row"]:

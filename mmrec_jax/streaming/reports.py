@@ -41,22 +41,27 @@ def summary(reports: Reports, metric: str) -> dict[str, Any]:
 
 
 def forgetting(reports: Reports, metric: str) -> dict[str, float]:
-    """Loss on held-out parts of earlier windows since their best, after the last window that was tested.
+    """What the last model that was tested has lost on the held-out parts of earlier windows since it was trained on them.
+
+    A part is ranked among the items that were known at its window's end, so that a model that is not trained any more
+    loses nothing. It chose the epoch of its own window's training, so that the value after that is a little high.
 
     Returns:
-        Window -> the metric's highest value over all models so far minus its value under the last one, and `mean` of
-        them; {} where fewer than two windows were trained. The last window's own part is not among them.
+        Window -> the metric right after the window's own training minus the metric under the last model, and `mean` of
+        them; {} where there is none. The last window's own part is not among them, nor are parts of which items were
+        forgotten since.
     """
-    rows = [report["held_out"] for report in reports if report.get("held_out")]
-    if len(rows) < 2:
-        return {}
-    last = rows[-1]
-    newest = max(last, key=int)
-    found = {
-        window: max(row[window][metric] for row in rows if window in row) - values[metric]
-        for window, values in last.items()
-        if window != newest
-    }
+    tested = [report for report in reports if report.get("held_out")]
+    return _forgotten({report["window"]: report for report in reports}, tested[-1], metric) if tested else {}
+
+
+def _forgotten(reports: Mapping[int, Mapping[str, Any]], last: Mapping[str, Any], metric: str) -> dict[str, float]:
+    """The forgetting of the model of one report; the reports by window."""
+    found = {}
+    for window, now in last["held_out"].items():
+        then = reports.get(int(window), {}).get("held_out", {}).get(window)
+        if int(window) < last["window"] and then and now.get("items") == then.get("items", -1):
+            found[window] = then[metric] - now[metric]
     return {**found, "mean": float(np.mean(list(found.values())))} if found else {}
 
 

@@ -111,8 +111,8 @@ def test_reports_say_what_happened(grown, tmp_path):
     summary = reports.summary(found, "NDCG@5")
     assert summary["windows"] == 3
     assert summary["metrics"]["HR@5"] == pytest.approx(np.mean([r["test"]["metrics"]["HR@5"] for r in found]))
-    best = max(report["held_out"]["1"]["NDCG@5"] for report in found)
-    assert summary["forgetting"]["1"] == pytest.approx(best - found[-1]["held_out"]["1"]["NDCG@5"])
+    own, last = (report["held_out"]["1"]["NDCG@5"] for report in (found[0], found[-1]))
+    assert summary["forgetting"]["1"] == pytest.approx(own - last)
     assert set(summary["forgetting"]) == {"1", "2", "mean"}
     json.dumps(summary)
     lines = reports.as_csv(found).splitlines()
@@ -127,6 +127,27 @@ def test_reports_say_what_happened(grown, tmp_path):
     assert "NDCG@10" in shown.get()
     assert "…" not in shown.get()
     assert reports.table(found, "t").row_count == 4
+
+
+def test_a_model_that_is_not_trained_any_more_forgets_nothing_however_many_items_come(windows, tmp_path):
+    frozen = settings("sasrec", **{"stream.learner": "frozen", "training.epochs": 1})
+    _, found, _ = lived(frozen, tmp_path, windows)
+    assert [report["test"]["items"] for report in found] == [26, 33, 40]
+    assert [report["held_out"]["1"]["items"] for report in found] == [19, 19, 19]
+    assert found[-1]["held_out"]["2"]["items"] == 26
+    assert reports.forgetting(found, "NDCG@5") == {"1": 0, "2": 0, "mean": 0}
+
+
+def test_forgetting_is_told_of_windows_only_whose_items_are_all_remembered():
+    def report(window, **held_out):
+        return {"window": window, "held_out": {n: {"items": items, "HR@5": hr} for n, (items, hr) in held_out.items()}}
+
+    found = [report(1, **{"1": (9, 0.5)}), report(2, **{"1": (9, 0.25), "2": (12, 0.5)})]
+    assert reports.forgetting(found[:1], "HR@5") == {}
+    assert reports.forgetting(found, "HR@5") == {"1": 0.25, "mean": 0.25}
+    found.append(report(3, **{"1": (5, 0.75), "2": (12, 0.75), "3": (15, 0.5)}))
+    assert reports.forgetting(found, "HR@5") == {"2": -0.25, "mean": -0.25}
+    assert reports.forgetting([{"window": 1}], "HR@5") == {}
 
 
 def test_a_table_beyond_its_capacity_is_doubled_and_keeps_its_rows():
