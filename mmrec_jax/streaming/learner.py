@@ -181,6 +181,7 @@ class Learner:
 
         Raises:
             EmptySplitError: the window has nothing to train on, or nothing to validate with.
+            Preempted: this process was told to end; the training goes on after the step that was saved.
         """
         start = time.perf_counter()
         params = self.fresh() if params is None else params
@@ -197,17 +198,18 @@ class Learner:
         stream, self.sizes = training_stream(rows, self.sizes, self.capacity, training, f"window {number}")
         try:
             place, frozen = self.folder(number), self._frozen(rows)
-            fitted = fit(
-                self.task,
-                frozen,
-                stream,
-                training,
-                place,
-                dict(self.run),
-                params,
-                kept=self._kept,
-                stop=REQUEST.boundary,
-            )
+            with REQUEST.at_boundaries():
+                fitted = fit(
+                    self.task,
+                    frozen,
+                    stream,
+                    training,
+                    place,
+                    dict(self.run),
+                    params,
+                    kept=self._kept,
+                    stop=REQUEST.boundary,
+                )
             best = next((entry for entry in fitted.history if entry["step"] == fitted.best_step), {})
             measured = {
                 name.removeprefix("utilisation/"): list(values)
@@ -257,8 +259,8 @@ class Learner:
         )
 
     def held_out(self, scorer: SequentialScorer, number: int) -> EvaluationResult | None:
-        """The evaluation on the part of a window that validated, over the items that were known at the window's end; None
-        where it has none, or is not remembered."""
+        """The evaluation on the part of a window that validated, over the items that were known at the window's end;
+        None where it has none, or is not remembered."""
         if not len(found := self._validated(self.memory.events, number)):
             return None
         known = self.known & (np.arange(self.rows) <= self.memory.totals[number - self.memory.first])

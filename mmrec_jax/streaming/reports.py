@@ -41,7 +41,7 @@ def summary(reports: Reports, metric: str) -> dict[str, Any]:
 
 
 def forgetting(reports: Reports, metric: str) -> dict[str, float]:
-    """What the last model that was tested has lost on the held-out parts of earlier windows since it was trained on them.
+    """What the model that was tested last has lost on the held-out parts of windows since it was trained on them.
 
     A part is ranked among the items that were known at its window's end, so that a model that is not trained any more
     loses nothing. It chose the epoch of its own window's training, so that the value after that is a little high.

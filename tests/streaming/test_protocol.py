@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import os
+import signal
 
 import pytest
 
-from mmrec_jax.errors import CheckpointError
+from mmrec_jax.errors import CheckpointError, Preempted
+from mmrec_jax.parallel.preemption import REQUEST, StopRequest
 from mmrec_jax.streaming.protocol import StreamRun
 from mmrec_jax.streaming.state import StreamCheckpoints
 from mmrec_jax.training.manifest import checksums
@@ -90,6 +94,25 @@ def test_killed_between_phases_it_ends_with_the_same_bits(windows, undisturbed, 
     assert stream.learner.sizes == undisturbed[0].learner.sizes  # other sizes would round sums otherwise
     assert timeless(reports) == timeless(undisturbed[1])
     assert len(set(saves)) == len(saves)  # nothing is done twice
+
+
+def test_told_to_end_during_a_training_it_saves_at_the_next_step_and_goes_on(
+    windows, undisturbed, tmp_path, monkeypatch
+):
+    first, passed, boundary = undisturbed[1][0]["training"]["steps"], itertools.count(1), StopRequest.boundary
+
+    def told(self):
+        if next(passed) == first + 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return boundary(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StopRequest, "boundary", told)
+        with REQUEST.heard(), pytest.raises(Preempted, match="after step 2, which is saved"):
+            lived(PLAIN, tmp_path, windows[:3], last=3)
+    _, reports, params = lived(PLAIN, tmp_path, windows[:3], last=3)
+    assert params == undisturbed[2]
+    assert timeless(reports) == timeless(undisturbed[1])
 
 
 def test_a_finished_stream_is_only_remembered(windows, undisturbed):
