@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,21 +48,38 @@ def forgetting(reports: Reports, metric: str) -> dict[str, float]:
 
     Returns:
         Window -> the metric right after the window's own training minus the metric under the last model, and `mean` of
-        them; {} where there is none. The last window's own part is not among them, nor are parts of which items were
-        forgotten since.
+        them; {} where there is none. The last window's own part is not among them, nor are windows of which items were
+        forgotten since, and such whose training a roll-back has undone.
     """
-    tested = [report for report in reports if report.get("held_out")]
+    tested = [report for report in reports if _own_held_out(report)]
     return _forgotten({report["window"]: report for report in reports}, tested[-1], metric) if tested else {}
+
+
+def _own_held_out(report: Mapping[str, Any]) -> Mapping[str, Mapping[str, float]]:
+    """What was measured on held-out parts of the model that the report's training gave; {} after a roll-back, as
+    another was measured."""
+    return {} if "rolled_back" in report else report.get("held_out", {})
 
 
 def _forgotten(reports: Mapping[int, Mapping[str, Any]], last: Mapping[str, Any], metric: str) -> dict[str, float]:
     """The forgetting of the model of one report; the reports by window."""
-    found = {}
-    for window, now in last["held_out"].items():
-        then = reports.get(int(window), {}).get("held_out", {}).get(window)
-        if int(window) < last["window"] and then and now.get("items") == then.get("items", -1):
-            found[window] = then[metric] - now[metric]
+    held, found = _own_held_out(last), {}
+    if not held:
+        return {}
+    for window in reversed([*_trained_on(reports, last["window"], min(map(int, held)))]):
+        now, then = held.get(str(window)), _own_held_out(reports[window]).get(str(window))
+        if now and then and now.get("items") == then.get("items", -1):
+            found[str(window)] = then[metric] - now[metric]
     return {**found, "mean": float(np.mean(list(found.values())))} if found else {}
+
+
+def _trained_on(reports: Mapping[int, Mapping[str, Any]], window: int, oldest: int) -> Iterator[int]:
+    """The windows that the parameters of a window's training went through before, newest first, down to one."""
+    while (before := reports.get(window - 1)) is not None:
+        window = before["rolled_back_to"]["version"] if "rolled_back_to" in before else window - 1
+        if window < oldest or window not in reports:
+            return
+        yield window
 
 
 def time_ratio(reports: Reports) -> float | None:
@@ -196,13 +213,20 @@ def plot_experts(reports: Reports, path: Path) -> None:
                     alpha=0.25 + 0.75 * share,
                     solid_capstyle="butt",
                 )
-            gone = {(p["slot"]) for p in report["pruned"] if p["rung"] == rung}
-            for expert in report["experts"].get(rung, ()):
-                if expert["slot"] in gone:
-                    axes.plot(report["window"] + 0.5, lines[expert["born"], expert["slot"]], "kx")
+            for expert in pruned(report, rung):
+                if (line := lines.get((expert["born"], expert["slot"]))) is not None:
+                    axes.plot(report["window"] + 0.5, line, "kx")
         axes.set_yticks(range(len(lines)), [f"from {born}" for born, _ in lines])
     figure.axes[-1].set_xlabel("window trained on (orange: trained, blue: frozen, x: pruned)")
     save(path)
+
+
+def pruned(report: Mapping[str, Any], rung: str) -> list[Mapping[str, Any]]:
+    """The experts of a rung that were taken away after a window: of its training, or of the version that was rolled
+    back to."""
+    slots = {each["slot"] for each in report["pruned"] if each["rung"] == rung}
+    experts = report.get("rolled_back_to", report)["experts"]
+    return [expert for expert in experts.get(rung, ()) if expert["slot"] in slots]
 
 
 def _figure(width: float, height: float):

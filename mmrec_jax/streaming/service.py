@@ -204,7 +204,15 @@ class Service:
             return
         self.living.params = self.versions.parameters(change.version)
         state.utilisation = self.versions.document(change.version, UTILISATION)
-        state.reports[-1]["rolled_back"] = change.number
+        # What comes now is told in the report of the window before, whose own model is not the one that it is about.
+        shares = {name: np.asarray(values) for name, values in state.utilisation.items()}
+        state.reports[-1] |= {
+            "rolled_back": change.number,
+            "rolled_back_to": {
+                "version": change.version,
+                "experts": growth.describe(self.living.params, shares or None),
+            },
+        }
         self.say(f"window {number}: begins with version {change.version}, which was rolled back to")
 
     def _rolled_back(self, changes: Sequence[Change]) -> Change | None:

@@ -150,6 +150,33 @@ def test_forgetting_is_told_of_windows_only_whose_items_are_all_remembered():
     assert reports.forgetting([{"window": 1}], "HR@5") == {}
 
 
+def test_forgetting_is_that_of_the_trainings_that_the_parameters_went_through():
+    def report(window, hr, **more):
+        return {"window": window, "held_out": {str(n): {"items": n, "HR@5": hr} for n in range(1, window + 1)}, **more}
+
+    found = [report(1, 0.5), report(2, 0.75), report(3, 1.0), report(4, 0.25)]
+    assert reports.forgetting(found, "HR@5") == {"1": 0.25, "2": 0.5, "3": 0.75, "mean": 0.5}
+    back = {"rolled_back": 5, "rolled_back_to": {"version": 1, "experts": {}}}
+    found[2] |= back  # what was tested then is version 1
+    assert reports.forgetting(found, "HR@5") == {"1": 0.25, "mean": 0.25}
+    found[3] |= back
+    assert reports.forgetting(found, "HR@5") == {"1": -0.25, "mean": -0.25}  # of window 2's model
+    found.append(report(5, 0.125))
+    assert reports.forgetting(found, "HR@5") == {"1": 0.375, "mean": 0.375}
+
+
+def test_after_a_roll_back_the_version_s_expert_is_crossed_out_and_not_another_in_its_slot():
+    def expert(slot, born):
+        return {"slot": slot, "born": born, "trainable": True, "utilisation": 0.5}
+
+    report = {"window": 3, "experts": {"words_1": [expert(0, 0), expert(1, 2)]}}
+    report["pruned"] = [{"rung": "words_1", "slot": 1, "utilisation": 0.1}]
+    assert reports.pruned(report, "words_1") == [expert(1, 2)]
+    report["rolled_back_to"] = {"version": 2, "experts": {"words_1": [expert(0, 0), expert(1, 1)]}}
+    assert reports.pruned(report, "words_1") == [expert(1, 1)]
+    assert reports.pruned(report, "words_2") == []
+
+
 def test_a_table_beyond_its_capacity_is_doubled_and_keeps_its_rows():
     table = PaddedTable(states, 4)
     items = [f"i{n}" for n in range(ITEMS)]
