@@ -92,47 +92,57 @@ def time_ratio(reports: Reports) -> float | None:
     return each[-1] / each[0] if len(each) > 1 else None
 
 
-def as_csv(reports: Reports) -> str:
-    """A record a trained window; metrics as fractions of 1, empty where it was not tested."""
+def as_csv(reports: Reports, metric: str) -> str:
+    """A record a trained window; metrics and shares as fractions of 1, empty where there is none.
+
+    Args:
+        reports: of the windows.
+        metric: of which forgetting is told.
+    """
     names = list(dict.fromkeys(name for r in reports for name in r.get("test", {}).get("metrics", {})))
+    phases = list(dict.fromkeys(phase for report in reports for phase in report.get("seconds", {})))
+    by_window = {report["window"]: report for report in reports}
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    plain = ["window", "events", "items", "new_items", "users"]
-    own = ["epochs", "best_epoch", "seconds", "peak_memory_bytes"]
-    writer.writerow(
-        [
-            *plain,
-            *own,
-            "trainable",
-            "total",
-            "experts",
-            "pruned",
-            "born",
-            "recompilations",
-            "tested_on",
-            "examples",
-            *names,
-        ]
-    )
+    writer = csv.DictWriter(text, _columns(names, phases, metric), restval="", lineterminator="\n")
+    writer.writeheader()
     for report in reports:
-        test, parameters = report.get("test", {}), report["parameters"]
-        experts = " ".join(f"{rung}:{len(held)}" for rung, held in report["experts"].items())
+        test, held = report.get("test", {}), report.get("held_out", {})
         writer.writerow(
-            [
-                *(report[key] for key in plain),
-                *(report["training"].get(key, "") for key in own),
-                parameters["trainable"],
-                parameters["total"],
-                experts,
-                len(report["pruned"]),
-                len(report["born"]),
-                report.get("recompilations", 0),
-                test.get("window", ""),
-                test.get("examples", ""),
-                *(test.get("metrics", {}).get(name, "") for name in names),
-            ]
+            {key: report[key] for key in _PLAIN}
+            | {key: report["training"][key] for key in _TRAINING if key in report["training"]}
+            | {f"seconds {phase}": seconds for phase, seconds in report.get("seconds", {}).items()}
+            | report["parameters"]
+            | {
+                "experts": " ".join(f"{rung}:{len(experts)}" for rung, experts in report["experts"].items()),
+                "utilisation": " ".join(f"{rung}:{_shares(experts)}" for rung, experts in report["experts"].items()),
+                "pruned": len(report["pruned"]),
+                "born": len(report["born"]),
+                "recompilations": report.get("recompilations", 0),
+                "tested_on": test.get("window", ""),
+                "examples": test.get("examples", ""),
+            }
+            | test.get("metrics", {})
+            | {f"held-out {name}": float(np.mean([part[name] for part in held.values()])) for name in names if held}
+            | {f"forgetting {metric}": _forgotten(by_window, report, metric).get("mean", "")}
         )
     return text.getvalue()
+
+
+_PLAIN = ("window", "events", "items", "new_items", "users")
+_TRAINING = ("epochs", "best_epoch", "seconds", "peak_memory_bytes")
+
+
+def _columns(names: Sequence[str], phases: Sequence[str], metric: str) -> list[str]:
+    parameters = ("trainable", "total", "experts", "utilisation", "pruned", "born", "recompilations")
+    held = (f"held-out {name}" for name in names)
+    seconds = (f"seconds {phase}" for phase in phases)
+    tested = ("tested_on", "examples", *names, *held, f"forgetting {metric}")
+    return [*_PLAIN, *_TRAINING, *seconds, *parameters, *tested]
+
+
+def _shares(experts: Iterable[Mapping[str, Any]]) -> str:
+    """Of the utilisation, slot after slot."""
+    return "/".join("" if expert["utilisation"] is None else f"{expert['utilisation']:.3f}" for expert in experts)
 
 
 def table(reports: Reports, title: str) -> Table:

@@ -99,6 +99,11 @@ class Service:
             self.living.close()
 
     @property
+    def reports(self) -> Reports:
+        """Of the windows that were trained on, also after `run` has ended by an error."""
+        return self.living.state.reports if hasattr(self, "living") else ()
+
+    @property
     def fingerprint(self) -> str:
         """Of the stream, which its first window tells from others."""
         return hashlib.sha256(f"stream {self.journal.accepted[0].digest}".encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 
@@ -115,9 +116,17 @@ def test_reports_say_what_happened(grown, tmp_path):
     assert summary["forgetting"]["1"] == pytest.approx(own - last)
     assert set(summary["forgetting"]) == {"1", "2", "mean"}
     json.dumps(summary)
-    lines = reports.as_csv(found).splitlines()
-    assert len(lines) == 4
-    assert lines[0].startswith("window,events,items")
+    lines = list(csv.DictReader(io.StringIO(reports.as_csv(found, "NDCG@5"))))
+    assert list(lines[0])[:3] == ["window", "events", "items"]
+    assert [line["forgetting NDCG@5"] for line in lines[:1]] == [""]
+    assert float(lines[2]["forgetting NDCG@5"]) == pytest.approx(summary["forgetting"]["mean"])
+    held = [part["HR@5"] for part in found[2]["held_out"].values()]
+    assert float(lines[2]["held-out HR@5"]) == pytest.approx(np.mean(held))
+    rungs = dict(told.split(":") for told in lines[1]["utilisation"].split())
+    assert {rung: len(shares.split("/")) for rung, shares in rungs.items()} == {"words_1": 2, "words_2": 2}
+    assert sum(map(float, rungs["words_1"].split("/"))) == pytest.approx(1, abs=2e-3)
+    assert float(lines[1]["seconds test"]) == found[1]["seconds"]["test"]
+    assert lines[2]["HR@5"] == str(found[2]["test"]["metrics"]["HR@5"])
     reports.plot_quality(found, tmp_path / "quality.png", ["HR@5", "NDCG@5"])
     reports.plot_experts(found, tmp_path / "experts.png")
     assert (tmp_path / "experts.png").stat().st_size > 10_000
