@@ -96,6 +96,55 @@ def test_killed_between_phases_it_ends_with_the_same_bits(windows, undisturbed, 
     assert len(set(saves)) == len(saves)  # nothing is done twice
 
 
+LADDER = settings(
+    "xsmoe",
+    only="words",
+    **{
+        "fusion.kind": "add",
+        "model.experts": 2,
+        "model.capacity": 3,
+        "training.checkpoint_every_steps": 3,
+        "stream.threshold": 0.9,  # the less used one of two is taken away
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def ladder(windows, tmp_path_factory):
+    return lived(LADDER, tmp_path_factory.mktemp("ladder"), windows[:3], last=3)
+
+
+def test_a_ladder_that_is_killed_between_pruning_growth_and_steps_ends_with_the_same_bits(
+    ladder, windows, tmp_path, monkeypatch
+):
+    assert [len(ladder[1][0][what]) for what in ("pruned", "born")] == [2, 2]
+    saves, steps = [], itertools.count(1)
+    save, boundary = StreamCheckpoints.save, StopRequest.boundary
+
+    def killed(self, state, params):
+        save(self, state, params)
+        saves.append((state.window, state.phase))
+        if saves[-1] in ((2, "prune"), (2, "expand")):
+            raise KeyboardInterrupt
+
+    def killed_in_a_step(self):
+        if (2, "expand") in saves and next(steps) == 5:
+            raise KeyboardInterrupt
+        return boundary(self)
+
+    monkeypatch.setattr(StreamCheckpoints, "save", killed)
+    monkeypatch.setattr(StopRequest, "boundary", killed_in_a_step)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            lived(LADDER, tmp_path, windows[:3], last=3)
+    assert saves[-1] == (2, "expand")
+    assert (tmp_path / "windows" / "0002" / "checkpoints" / "step_3").is_dir()
+    _, reports, params = lived(LADDER, tmp_path, windows[:3], last=3)
+    assert next(steps) > 6
+    assert params == ladder[2]
+    assert timeless(reports) == timeless(ladder[1])
+
+
 def test_told_to_end_during_a_training_it_saves_at_the_next_step_and_goes_on(
     windows, undisturbed, tmp_path, monkeypatch
 ):
