@@ -38,6 +38,8 @@ from mmrec_jax.training.trees import host_copy
 from mmrec_jax.types import Params
 
 USERS_A_CALL = 256
+AHEAD = 4
+"""How much more room than the first window needs is made where nobody knows what will come, for items and histories."""
 
 
 @dataclass(frozen=True)
@@ -318,7 +320,7 @@ class Learner:
         """Metrics, and only with a popularity what is asked for beside them."""
         if not len(found):
             return None
-        self._make_room(found)
+        self._make_room(found, ahead=AHEAD)
         config = replace(self.config.evaluation, bootstrap=0)
         if popularity is None:
             config = replace(config, ks=ks or config.ks, lists=False, slices=False)
@@ -333,10 +335,13 @@ class Learner:
             blocks=BlockShape(USERS_A_CALL, self._pairs),
         )
 
-    def _make_room(self, *found: Examples) -> None:
-        """Lets evaluations have as many pairs of users and seen items in a block as the fullest one needs."""
+    def _make_room(self, *found: Examples, ahead: int = 1) -> None:
+        """Lets evaluations have as many pairs of users and seen items in a block as the fullest one needs; where they
+        have not, `ahead` times as many, as histories become longer."""
         inner = inner_block(USERS_A_CALL, self.rows)
-        self._pairs = max(self._pairs, *(pair_capacity(part.histories, inner) for part in found if len(part)), 1)
+        needed = max((pair_capacity(part.histories, inner) for part in found if len(part)), default=1)
+        if needed > self._pairs:
+            self._pairs = ahead * needed
 
     def _tested(self, events: Events, number: int) -> Examples:
         stream = self.config.stream

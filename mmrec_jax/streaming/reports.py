@@ -224,8 +224,8 @@ def plot_experts(reports: Reports, path: Path) -> None:
                     solid_capstyle="butt",
                 )
             for expert in pruned(report, rung):
-                if (line := lines.get((expert["born"], expert["slot"]))) is not None:
-                    axes.plot(report["window"] + 0.5, line, "kx")
+                if (key := (expert["born"], expert["slot"])) in lines:
+                    axes.plot(report["window"] + 0.5, lines[key], "kx")
         axes.set_yticks(range(len(lines)), [f"from {born}" for born, _ in lines])
     figure.axes[-1].set_xlabel("window trained on (orange: trained, blue: frozen, x: pruned)")
     save(path)

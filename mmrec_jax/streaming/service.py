@@ -27,7 +27,7 @@ from mmrec_jax.streaming import drift, examples, growth, served, stores
 from mmrec_jax.streaming.arrivals import Arrival, Arrivals, BadWindow
 from mmrec_jax.streaming.intake import Intake
 from mmrec_jax.streaming.journal import Entry, Journal
-from mmrec_jax.streaming.learner import Learner
+from mmrec_jax.streaming.learner import AHEAD, Learner
 from mmrec_jax.streaming.memory import Memory
 from mmrec_jax.streaming.promotion import Tried, judge
 from mmrec_jax.streaming.protocol import StreamRun
@@ -109,8 +109,8 @@ class Service:
         return hashlib.sha256(f"stream {self.journal.accepted[0].digest}".encode()).hexdigest()
 
     def _room(self) -> int:
-        """Items to make room for where the config does not say: four times those of the first window."""
-        return 1 << (4 * self.journal.accepted[0].items - 1).bit_length()
+        """Items to make room for where the config does not say, as a power of two."""
+        return 1 << (AHEAD * self.journal.accepted[0].items - 1).bit_length()
 
     def _oldest(self, window: int) -> int:
         """Number of the oldest window that is remembered after one."""

@@ -75,6 +75,14 @@ def test_nothing_is_compiled_after_the_first_window(undisturbed):
     assert reports[1]["recompilations"] == 0
 
 
+def test_nothing_is_compiled_after_the_first_window_of_a_stream_that_is_not_known_beforehand(windows, tmp_path):
+    own = learner(settings(only="words", **{"stream.context": "all", "training.epochs": 1}), tmp_path)
+    stream = StreamRun(own, say=lambda line: None)
+    reports = stream.run(windows)  # users that come again have had four times as many items in the end
+    stream.close()
+    assert [report["recompilations"] for report in reports[1:]] == [0, 0, 0]
+
+
 def test_killed_between_phases_it_ends_with_the_same_bits(windows, undisturbed, tmp_path, monkeypatch):
     saves = []
     save = StreamCheckpoints.save
