@@ -4,9 +4,10 @@
 
 Every variant is an argument of `configs/xsmoe.py`. Reported are the means over windows of HR@10 and NDCG@10, with
 intervals of a bootstrap over users (the same draw for all variants, a user of a window being one unit with all its
-targets) and over seeds, and paired differences to the first variant; training seconds; the time of a step in the last
-window as a ratio to the first, for the same number of targets; programs compiled after the first window. A run that was
-finished before is read from its workdir, one that was stopped goes on.
+targets) and over seeds, and paired differences to the first variant; HR@10 averaged by user within a window, where it
+differs; forgetting of NDCG@10 (docs/streaming.md); training seconds; the time of a step in the last window as a ratio
+to the first, for the same number of targets; programs compiled after the first window. A run that was finished before
+is read from its workdir, one that was stopped goes on.
 
     python bench/streaming.py --time [--set=training.epochs=3] [--out=runs/streaming]
 
@@ -178,9 +179,12 @@ def main() -> None:
 
 def report(contents, draws, observed, path: Path) -> None:
     """The table, and the figures behind it."""
+    from mmrec_jax.streaming.reports import forgetting
+
     first = next(iter(contents))
     grid = Table(title="means over windows, percent (95% over users and seeds)")
-    for column in ("variant", *METRICS, *(f"{m} to {first}" for m in METRICS), "train s", "last/first", "compiled"):
+    others = ("HR@10 by user", "forgetting", "train s", "last/first", "compiled")
+    for column in ("variant", *METRICS, *(f"{m} to {first}" for m in METRICS), *others):
         grid.add_column(column, justify="left" if column == "variant" else "right")
     figures: dict[str, Any] = {}
     for name, runs in contents.items():
@@ -190,6 +194,9 @@ def report(contents, draws, observed, path: Path) -> None:
         seconds = float(np.mean([one["summary"]["training_seconds"] for one in runs]))
         ratios = [one["summary"]["time_ratio"] for one in runs if one["summary"]["time_ratio"] is not None]
         compiled = [one["summary"]["recompilations"] for one in runs]
+        by_user = [one["summary"]["by_user"]["HR@10"] for one in runs if "by_user" in one["summary"]]
+        # Anew: a run of before may have told it by another definition.
+        forgot = [lost["mean"] for one in runs if (lost := forgetting(one["windows"], METRICS[1]))]
         grid.add_row(
             name,
             *(f"{100 * m:.2f} ({100 * low:.2f}-{100 * high:.2f})" for m, low, high in zip(means, *spans, strict=True)),
@@ -197,6 +204,8 @@ def report(contents, draws, observed, path: Path) -> None:
                 "" if name == first else f"{100 * m:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
                 for m, low, high in zip(change, *apart, strict=True)
             ),
+            f"{100 * np.mean(by_user):.2f}" if by_user else "",
+            f"{100 * np.mean(forgot):.2f}" if forgot else "",
             f"{seconds:.0f}",
             f"{np.mean(ratios):.2f}" if ratios else "",
             str(max(compiled)),
@@ -215,7 +224,8 @@ def report(contents, draws, observed, path: Path) -> None:
             "training_seconds": seconds,
             "time_ratios": ratios,
             "recompilations": compiled,
-            "forgetting": [one["summary"]["forgetting"].get("mean") for one in runs],
+            "by_user": by_user,
+            "forgetting": forgot,
             "peak_memory_bytes": [one["summary"]["peak_memory_bytes"] for one in runs],
         }
     output().print(grid)

@@ -7,11 +7,13 @@ Each window is trained on, and the next one tests; between them experts are prun
 The sample's users come once and rate some fifty films within the hour: a window of 8,816 events has 55 to 146 users, of
 whom a quarter were there before, and its last 15% in time is the work of 4 to 27 of them. So, unlike the paper's code,
 each user's last events validate, all events are targets and histories reach back to earlier windows. `:paper` is the
-paper's protocol as it is.
+paper's protocol except for two things: utilisation is measured on training batches alone
+(`stream.utilisation="paper"` counts the items of evaluations too, as the paper's code does), and a training ends with
+the parameters of its best epoch, where that code ends with the last ones.
 
 Arguments, joined by commas:
     smoke                       three windows of the best ratings, one epoch of a shrunken model, to see that it works
-    paper                       the paper's protocol: last event of each user, its own window as history
+    paper                       the paper's protocol, see above: last event of each user, its own window as history
     without_expansion           one expert a rung, pruned never since it is the last
     without_pruning             experts are added only
     experts                     a fixed number of experts (four), trained on

@@ -32,6 +32,7 @@ LONGEST = (
     "training/test_training_kills.py",
     "streaming/test_watch.py",
     "streaming/test_service.py",
+    "streaming/test_service_ladder.py",
     "streaming/test_stream_command.py",
 )
 """Files that take the longest: they begin the run, so that no worker is left alone with one at its end."""

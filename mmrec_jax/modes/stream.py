@@ -101,8 +101,8 @@ def stream_description(config: RunConfig, description: dict[str, Any]) -> dict[s
     return description | {"stream": to_json(config)["stream"], "training": json.loads(json.dumps(training))}
 
 
-def write_reports(run: Run, reports, brief: bool = False) -> dict[str, Any]:
-    """Prints the table, and writes the reports to the workdir; `brief` writes `stream.json` and `stream.csv` only."""
+def write_reports(run: Run, reports, brief: bool = False, drawn: bool = True) -> dict[str, Any]:
+    """Writes the reports to the workdir and, unless told otherwise, draws them; prints the table unless `brief`."""
     from mmrec_jax.streaming import reports as shown
 
     metrics = [f"{name}@{run.config.evaluation.ks[0]}" for name in ("HR", "NDCG")]
@@ -116,11 +116,12 @@ def write_reports(run: Run, reports, brief: bool = False) -> dict[str, Any]:
     }
     workdir: Path = run.workdir
     write_whole(workdir / "stream.json", json.dumps(content, indent=2))
-    write_whole(workdir / "stream.csv", shown.as_csv(reports))
+    write_whole(workdir / "stream.csv", shown.as_csv(reports, metrics[1]))
+    if drawn:
+        shown.plot_quality(reports, workdir / "quality.png", metrics)
+        shown.plot_experts(reports, workdir / "experts.png")
     if brief:
         return content
-    shown.plot_quality(reports, workdir / "quality.png", metrics)
-    shown.plot_experts(reports, workdir / "experts.png")
     run.console.print(shown.table(reports, f"{run.config.name}: tested on the next window, percent"))
     lost = f"; forgetting of {metrics[1]} {100 * found['forgetting']['mean']:.2f} points" if found["forgetting"] else ""
     run.console.print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,15 +55,27 @@ def watch(run: Run, directory: str) -> dict[str, Any]:
         intake,
         learner,
         put_in_service,
-        lambda reports: write_reports(run, reports, brief=True),
+        lambda reports: write_reports(run, reports, brief=True, drawn=drawn_after(len(reports))),
         lambda line: run.console.print(line, soft_wrap=True),
     )
     run.console.print(f"Watching {directory}; working in {workdir}", soft_wrap=True)
     with only_training_in(workdir, "stream"):
         if not config.store:
             stores.begin(workdir)
-        reports = service.run()
-    return write_reports(run, reports) if reports else {}
+        try:
+            reports = service.run()
+        except BaseException:
+            with contextlib.suppress(OSError):  # as a full disk, of which the error itself tells more
+                if service.reports:
+                    write_reports(run, service.reports, brief=True)
+            raise
+        return write_reports(run, reports) if reports else {}
+
+
+def drawn_after(windows: int) -> bool:
+    """Whether reports are drawn anew after so many windows, which takes the longer the more there are: after each of
+    the first 100, each tenth of the first 1,000, and so on."""
+    return windows % 10 ** max(len(str(windows)) - 2, 0) == 0
 
 
 def _learner(run: Run, store: str, fingerprint: str, capacity: int) -> Learner:

@@ -1,7 +1,7 @@
 """SIGTERM, which comes before a machine is taken away: the run saves at the next step boundary, and ends.
 
-Outside of training there is nothing to save, and the run ends at once, as with Ctrl-C. Signals belong to the process,
-so what is asked of it is kept here once, in `REQUEST`.
+Outside of training the run ends at once, as with Ctrl-C: what was finished is saved already. Signals belong to the
+process, so what is asked of it is kept here once, in `REQUEST`.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class StopRequest:
     def _terminate(self, number, frame) -> None:
         self.told = True
         if not self._between_steps:
-            raise Preempted("before there was anything to save")
+            raise Preempted("outside of training; what was finished before is saved")
 
 
 REQUEST = StopRequest()

@@ -38,6 +38,8 @@ from mmrec_jax.training.trees import host_copy
 from mmrec_jax.types import Params
 
 USERS_A_CALL = 256
+AHEAD = 4
+"""How much more room than the first window needs is made where nobody knows what will come, for items and histories."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,7 @@ class Learner:
 
         Raises:
             EmptySplitError: the window has nothing to train on, or nothing to validate with.
+            Preempted: this process was told to end; the training goes on after the step that was saved.
         """
         start = time.perf_counter()
         params = self.fresh() if params is None else params
@@ -197,17 +200,18 @@ class Learner:
         stream, self.sizes = training_stream(rows, self.sizes, self.capacity, training, f"window {number}")
         try:
             place, frozen = self.folder(number), self._frozen(rows)
-            fitted = fit(
-                self.task,
-                frozen,
-                stream,
-                training,
-                place,
-                dict(self.run),
-                params,
-                kept=self._kept,
-                stop=REQUEST.boundary,
-            )
+            with REQUEST.at_boundaries():
+                fitted = fit(
+                    self.task,
+                    frozen,
+                    stream,
+                    training,
+                    place,
+                    dict(self.run),
+                    params,
+                    kept=self._kept,
+                    stop=REQUEST.boundary,
+                )
             best = next((entry for entry in fitted.history if entry["step"] == fitted.best_step), {})
             measured = {
                 name.removeprefix("utilisation/"): list(values)
@@ -257,8 +261,12 @@ class Learner:
         )
 
     def held_out(self, scorer: SequentialScorer, number: int) -> EvaluationResult | None:
-        """The evaluation on the part of a window that validated, over all items so far."""
-        return self._evaluate(scorer, self._validated(self.memory.events, number), self.known)
+        """The evaluation on the part of a window that validated, over the items that were known at the window's end;
+        None where it has none, or is not remembered."""
+        if not len(found := self._validated(self.memory.events, number)):
+            return None
+        known = self.known & (np.arange(self.rows) <= self.memory.totals[number - self.memory.first])
+        return self._evaluate(scorer, found, known)
 
     @property
     def known(self) -> Bool[np.ndarray, " row"]:
@@ -312,7 +320,7 @@ class Learner:
         """Metrics, and only with a popularity what is asked for beside them."""
         if not len(found):
             return None
-        self._make_room(found)
+        self._make_room(found, ahead=AHEAD)
         config = replace(self.config.evaluation, bootstrap=0)
         if popularity is None:
             config = replace(config, ks=ks or config.ks, lists=False, slices=False)
@@ -327,10 +335,13 @@ class Learner:
             blocks=BlockShape(USERS_A_CALL, self._pairs),
         )
 
-    def _make_room(self, *found: Examples) -> None:
-        """Lets evaluations have as many pairs of users and seen items in a block as the fullest one needs."""
+    def _make_room(self, *found: Examples, ahead: int = 1) -> None:
+        """Lets evaluations have as many pairs of users and seen items in a block as the fullest one needs; where they
+        have not, `ahead` times as many, as histories become longer."""
         inner = inner_block(USERS_A_CALL, self.rows)
-        self._pairs = max(self._pairs, *(pair_capacity(part.histories, inner) for part in found if len(part)), 1)
+        needed = max((pair_capacity(part.histories, inner) for part in found if len(part)), default=1)
+        if needed > self._pairs:
+            self._pairs = ahead * needed
 
     def _tested(self, events: Events, number: int) -> Examples:
         stream = self.config.stream

@@ -50,6 +50,7 @@ class Memory:
         item_ids, user_ids: by number; item i is catalogue row i + 1.
         first: number of the first window.
         sizes: events of each window.
+        totals: items so far, at each window's end.
     """
 
     def __init__(self, config: StreamConfig, first: int = 1) -> None:
@@ -59,6 +60,7 @@ class Memory:
         self._numbers: dict[str, int] = {}
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.sizes: list[int] = []
+        self.totals: list[int] = []
 
     @property
     def item_ids(self) -> list[str]:
@@ -85,6 +87,7 @@ class Memory:
         users = _numbered(self._numbers, window.events["user"], first=0)
         self._parts.append((users, items, _validating(users, self._config)))
         self.sizes.append(len(window))
+        self.totals.append(self.num_items)
         self.__dict__.pop("events", None)
         return self.item_ids[before:]
 

@@ -166,7 +166,8 @@ class StreamRun:
         self.report["held_out"] = {}
         for earlier in range(max(1, window.number - self._stream.forgetting), window.number):
             if (found := self.learner.held_out(scorer, earlier)) is not None:
-                self.report["held_out"][str(earlier)] = facts(found)["metrics"]
+                told = facts(found)
+                self.report["held_out"][str(earlier)] = {"items": told["items"], **told["metrics"]}
 
     def _promote(self, window: Window) -> None:
         if self._promotion is None:

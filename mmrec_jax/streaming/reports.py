@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,23 +41,45 @@ def summary(reports: Reports, metric: str) -> dict[str, Any]:
 
 
 def forgetting(reports: Reports, metric: str) -> dict[str, float]:
-    """Loss on held-out parts of earlier windows since their best, after the last window that was tested.
+    """What the model that was tested last has lost on the held-out parts of windows since it was trained on them.
+
+    A part is ranked among the items that were known at its window's end, so that a model that is not trained any more
+    loses nothing. It chose the epoch of its own window's training, so that the value after that is a little high.
 
     Returns:
-        Window -> the metric's highest value over all models so far minus its value under the last one, and `mean` of
-        them; {} where fewer than two windows were trained. The last window's own part is not among them.
+        Window -> the metric right after the window's own training minus the metric under the last model, and `mean` of
+        them; {} where there is none. The last window's own part is not among them, nor are windows of which items were
+        forgotten since, and such whose training a roll-back has undone.
     """
-    rows = [report["held_out"] for report in reports if report.get("held_out")]
-    if len(rows) < 2:
+    tested = [report for report in reports if _own_held_out(report)]
+    return _forgotten({report["window"]: report for report in reports}, tested[-1], metric) if tested else {}
+
+
+def _own_held_out(report: Mapping[str, Any]) -> Mapping[str, Mapping[str, float]]:
+    """What was measured on held-out parts of the model that the report's training gave; {} after a roll-back, as
+    another was measured."""
+    return {} if "rolled_back" in report else report.get("held_out", {})
+
+
+def _forgotten(reports: Mapping[int, Mapping[str, Any]], last: Mapping[str, Any], metric: str) -> dict[str, float]:
+    """The forgetting of the model of one report; the reports by window."""
+    held, found = _own_held_out(last), {}
+    if not held:
         return {}
-    last = rows[-1]
-    newest = max(last, key=int)
-    found = {
-        window: max(row[window][metric] for row in rows if window in row) - values[metric]
-        for window, values in last.items()
-        if window != newest
-    }
+    for window in reversed([*_trained_on(reports, last["window"], min(map(int, held)))]):
+        now, then = held.get(str(window)), _own_held_out(reports[window]).get(str(window))
+        if now and then and now.get("items") == then.get("items", -1):
+            found[str(window)] = then[metric] - now[metric]
     return {**found, "mean": float(np.mean(list(found.values())))} if found else {}
+
+
+def _trained_on(reports: Mapping[int, Mapping[str, Any]], window: int, oldest: int) -> Iterator[int]:
+    """The windows that the parameters of a window's training went through before, newest first, down to one."""
+    while (before := reports.get(window - 1)) is not None:
+        window = before["rolled_back_to"]["version"] if "rolled_back_to" in before else window - 1
+        if window < oldest or window not in reports:
+            return
+        yield window
 
 
 def time_ratio(reports: Reports) -> float | None:
@@ -70,47 +92,57 @@ def time_ratio(reports: Reports) -> float | None:
     return each[-1] / each[0] if len(each) > 1 else None
 
 
-def as_csv(reports: Reports) -> str:
-    """A record a trained window; metrics as fractions of 1, empty where it was not tested."""
+def as_csv(reports: Reports, metric: str) -> str:
+    """A record a trained window; metrics and shares as fractions of 1, empty where there is none.
+
+    Args:
+        reports: of the windows.
+        metric: of which forgetting is told.
+    """
     names = list(dict.fromkeys(name for r in reports for name in r.get("test", {}).get("metrics", {})))
+    phases = list(dict.fromkeys(phase for report in reports for phase in report.get("seconds", {})))
+    by_window = {report["window"]: report for report in reports}
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    plain = ["window", "events", "items", "new_items", "users"]
-    own = ["epochs", "best_epoch", "seconds", "peak_memory_bytes"]
-    writer.writerow(
-        [
-            *plain,
-            *own,
-            "trainable",
-            "total",
-            "experts",
-            "pruned",
-            "born",
-            "recompilations",
-            "tested_on",
-            "examples",
-            *names,
-        ]
-    )
+    writer = csv.DictWriter(text, _columns(names, phases, metric), restval="", lineterminator="\n")
+    writer.writeheader()
     for report in reports:
-        test, parameters = report.get("test", {}), report["parameters"]
-        experts = " ".join(f"{rung}:{len(held)}" for rung, held in report["experts"].items())
+        test, held = report.get("test", {}), report.get("held_out", {})
         writer.writerow(
-            [
-                *(report[key] for key in plain),
-                *(report["training"].get(key, "") for key in own),
-                parameters["trainable"],
-                parameters["total"],
-                experts,
-                len(report["pruned"]),
-                len(report["born"]),
-                report.get("recompilations", 0),
-                test.get("window", ""),
-                test.get("examples", ""),
-                *(test.get("metrics", {}).get(name, "") for name in names),
-            ]
+            {key: report[key] for key in _PLAIN}
+            | {key: report["training"][key] for key in _TRAINING if key in report["training"]}
+            | {f"seconds {phase}": seconds for phase, seconds in report.get("seconds", {}).items()}
+            | report["parameters"]
+            | {
+                "experts": " ".join(f"{rung}:{len(experts)}" for rung, experts in report["experts"].items()),
+                "utilisation": " ".join(f"{rung}:{_shares(experts)}" for rung, experts in report["experts"].items()),
+                "pruned": len(report["pruned"]),
+                "born": len(report["born"]),
+                "recompilations": report.get("recompilations", 0),
+                "tested_on": test.get("window", ""),
+                "examples": test.get("examples", ""),
+            }
+            | test.get("metrics", {})
+            | {f"held-out {name}": float(np.mean([part[name] for part in held.values()])) for name in names if held}
+            | {f"forgetting {metric}": _forgotten(by_window, report, metric).get("mean", "")}
         )
     return text.getvalue()
+
+
+_PLAIN = ("window", "events", "items", "new_items", "users")
+_TRAINING = ("epochs", "best_epoch", "seconds", "peak_memory_bytes")
+
+
+def _columns(names: Sequence[str], phases: Sequence[str], metric: str) -> list[str]:
+    parameters = ("trainable", "total", "experts", "utilisation", "pruned", "born", "recompilations")
+    held = (f"held-out {name}" for name in names)
+    seconds = (f"seconds {phase}" for phase in phases)
+    tested = ("tested_on", "examples", *names, *held, f"forgetting {metric}")
+    return [*_PLAIN, *_TRAINING, *seconds, *parameters, *tested]
+
+
+def _shares(experts: Iterable[Mapping[str, Any]]) -> str:
+    """Of the utilisation, slot after slot."""
+    return "/".join("" if expert["utilisation"] is None else f"{expert['utilisation']:.3f}" for expert in experts)
 
 
 def table(reports: Reports, title: str) -> Table:
@@ -191,13 +223,20 @@ def plot_experts(reports: Reports, path: Path) -> None:
                     alpha=0.25 + 0.75 * share,
                     solid_capstyle="butt",
                 )
-            gone = {(p["slot"]) for p in report["pruned"] if p["rung"] == rung}
-            for expert in report["experts"].get(rung, ()):
-                if expert["slot"] in gone:
-                    axes.plot(report["window"] + 0.5, lines[expert["born"], expert["slot"]], "kx")
+            for expert in pruned(report, rung):
+                if (key := (expert["born"], expert["slot"])) in lines:
+                    axes.plot(report["window"] + 0.5, lines[key], "kx")
         axes.set_yticks(range(len(lines)), [f"from {born}" for born, _ in lines])
     figure.axes[-1].set_xlabel("window trained on (orange: trained, blue: frozen, x: pruned)")
     save(path)
+
+
+def pruned(report: Mapping[str, Any], rung: str) -> list[Mapping[str, Any]]:
+    """The experts of a rung that were taken away after a window: of its training, or of the version that was rolled
+    back to."""
+    slots = {each["slot"] for each in report["pruned"] if each["rung"] == rung}
+    experts = report.get("rolled_back_to", report)["experts"]
+    return [expert for expert in experts.get(rung, ()) if expert["slot"] in slots]
 
 
 def _figure(width: float, height: float):

@@ -27,7 +27,7 @@ from mmrec_jax.streaming import drift, examples, growth, served, stores
 from mmrec_jax.streaming.arrivals import Arrival, Arrivals, BadWindow
 from mmrec_jax.streaming.intake import Intake
 from mmrec_jax.streaming.journal import Entry, Journal
-from mmrec_jax.streaming.learner import Learner
+from mmrec_jax.streaming.learner import AHEAD, Learner
 from mmrec_jax.streaming.memory import Memory
 from mmrec_jax.streaming.promotion import Tried, judge
 from mmrec_jax.streaming.protocol import StreamRun
@@ -99,13 +99,18 @@ class Service:
             self.living.close()
 
     @property
+    def reports(self) -> Reports:
+        """Of the windows that were trained on, also after `run` has ended by an error."""
+        return self.living.state.reports if hasattr(self, "living") else ()
+
+    @property
     def fingerprint(self) -> str:
         """Of the stream, which its first window tells from others."""
         return hashlib.sha256(f"stream {self.journal.accepted[0].digest}".encode()).hexdigest()
 
     def _room(self) -> int:
-        """Items to make room for where the config does not say: four times those of the first window."""
-        return 1 << (4 * self.journal.accepted[0].items - 1).bit_length()
+        """Items to make room for where the config does not say, as a power of two."""
+        return 1 << (AHEAD * self.journal.accepted[0].items - 1).bit_length()
 
     def _oldest(self, window: int) -> int:
         """Number of the oldest window that is remembered after one."""
@@ -204,7 +209,15 @@ class Service:
             return
         self.living.params = self.versions.parameters(change.version)
         state.utilisation = self.versions.document(change.version, UTILISATION)
-        state.reports[-1]["rolled_back"] = change.number
+        # What comes now is told in the report of the window before, whose own model is not the one that it is about.
+        shares = {name: np.asarray(values) for name, values in state.utilisation.items()}
+        state.reports[-1] |= {
+            "rolled_back": change.number,
+            "rolled_back_to": {
+                "version": change.version,
+                "experts": growth.describe(self.living.params, shares or None),
+            },
+        }
         self.say(f"window {number}: begins with version {change.version}, which was rolled back to")
 
     def _rolled_back(self, changes: Sequence[Change]) -> Change | None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import os
+import signal
 
 import pytest
 
-from mmrec_jax.errors import CheckpointError
+from mmrec_jax.errors import CheckpointError, Preempted
+from mmrec_jax.parallel.preemption import REQUEST, StopRequest
 from mmrec_jax.streaming.protocol import StreamRun
 from mmrec_jax.streaming.state import StreamCheckpoints
 from mmrec_jax.training.manifest import checksums
@@ -71,6 +75,14 @@ def test_nothing_is_compiled_after_the_first_window(undisturbed):
     assert reports[1]["recompilations"] == 0
 
 
+def test_nothing_is_compiled_after_the_first_window_of_a_stream_that_is_not_known_beforehand(windows, tmp_path):
+    own = learner(settings(only="words", **{"stream.context": "all", "training.epochs": 1}), tmp_path)
+    stream = StreamRun(own, say=lambda line: None)
+    reports = stream.run(windows)  # users that come again have had four times as many items in the end
+    stream.close()
+    assert [report["recompilations"] for report in reports[1:]] == [0, 0, 0]
+
+
 def test_killed_between_phases_it_ends_with_the_same_bits(windows, undisturbed, tmp_path, monkeypatch):
     saves = []
     save = StreamCheckpoints.save
@@ -90,6 +102,74 @@ def test_killed_between_phases_it_ends_with_the_same_bits(windows, undisturbed, 
     assert stream.learner.sizes == undisturbed[0].learner.sizes  # other sizes would round sums otherwise
     assert timeless(reports) == timeless(undisturbed[1])
     assert len(set(saves)) == len(saves)  # nothing is done twice
+
+
+LADDER = settings(
+    "xsmoe",
+    only="words",
+    **{
+        "fusion.kind": "add",
+        "model.experts": 2,
+        "model.capacity": 3,
+        "training.checkpoint_every_steps": 3,
+        "stream.threshold": 0.9,  # the less used one of two is taken away
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def ladder(windows, tmp_path_factory):
+    return lived(LADDER, tmp_path_factory.mktemp("ladder"), windows[:3], last=3)
+
+
+def test_a_ladder_that_is_killed_between_pruning_growth_and_steps_ends_with_the_same_bits(
+    ladder, windows, tmp_path, monkeypatch
+):
+    assert [len(ladder[1][0][what]) for what in ("pruned", "born")] == [2, 2]
+    saves, steps = [], itertools.count(1)
+    save, boundary = StreamCheckpoints.save, StopRequest.boundary
+
+    def killed(self, state, params):
+        save(self, state, params)
+        saves.append((state.window, state.phase))
+        if saves[-1] in ((2, "prune"), (2, "expand")):
+            raise KeyboardInterrupt
+
+    def killed_in_a_step(self):
+        if (2, "expand") in saves and next(steps) == 5:
+            raise KeyboardInterrupt
+        return boundary(self)
+
+    monkeypatch.setattr(StreamCheckpoints, "save", killed)
+    monkeypatch.setattr(StopRequest, "boundary", killed_in_a_step)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            lived(LADDER, tmp_path, windows[:3], last=3)
+    assert saves[-1] == (2, "expand")
+    assert (tmp_path / "windows" / "0002" / "checkpoints" / "step_3").is_dir()
+    _, reports, params = lived(LADDER, tmp_path, windows[:3], last=3)
+    assert next(steps) > 6
+    assert params == ladder[2]
+    assert timeless(reports) == timeless(ladder[1])
+
+
+def test_told_to_end_during_a_training_it_saves_at_the_next_step_and_goes_on(
+    windows, undisturbed, tmp_path, monkeypatch
+):
+    first, passed, boundary = undisturbed[1][0]["training"]["steps"], itertools.count(1), StopRequest.boundary
+
+    def told(self):
+        if next(passed) == first + 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return boundary(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StopRequest, "boundary", told)
+        with REQUEST.heard(), pytest.raises(Preempted, match="after step 2, which is saved"):
+            lived(PLAIN, tmp_path, windows[:3], last=3)
+    _, reports, params = lived(PLAIN, tmp_path, windows[:3], last=3)
+    assert params == undisturbed[2]
+    assert timeless(reports) == timeless(undisturbed[1])
 
 
 def test_a_finished_stream_is_only_remembered(windows, undisturbed):

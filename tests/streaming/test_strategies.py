@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 
@@ -111,13 +112,21 @@ def test_reports_say_what_happened(grown, tmp_path):
     summary = reports.summary(found, "NDCG@5")
     assert summary["windows"] == 3
     assert summary["metrics"]["HR@5"] == pytest.approx(np.mean([r["test"]["metrics"]["HR@5"] for r in found]))
-    best = max(report["held_out"]["1"]["NDCG@5"] for report in found)
-    assert summary["forgetting"]["1"] == pytest.approx(best - found[-1]["held_out"]["1"]["NDCG@5"])
+    own, last = (report["held_out"]["1"]["NDCG@5"] for report in (found[0], found[-1]))
+    assert summary["forgetting"]["1"] == pytest.approx(own - last)
     assert set(summary["forgetting"]) == {"1", "2", "mean"}
     json.dumps(summary)
-    lines = reports.as_csv(found).splitlines()
-    assert len(lines) == 4
-    assert lines[0].startswith("window,events,items")
+    lines = list(csv.DictReader(io.StringIO(reports.as_csv(found, "NDCG@5"))))
+    assert list(lines[0])[:3] == ["window", "events", "items"]
+    assert [line["forgetting NDCG@5"] for line in lines[:1]] == [""]
+    assert float(lines[2]["forgetting NDCG@5"]) == pytest.approx(summary["forgetting"]["mean"])
+    held = [part["HR@5"] for part in found[2]["held_out"].values()]
+    assert float(lines[2]["held-out HR@5"]) == pytest.approx(np.mean(held))
+    rungs = dict(told.split(":") for told in lines[1]["utilisation"].split())
+    assert {rung: len(shares.split("/")) for rung, shares in rungs.items()} == {"words_1": 2, "words_2": 2}
+    assert sum(map(float, rungs["words_1"].split("/"))) == pytest.approx(1, abs=2e-3)
+    assert float(lines[1]["seconds test"]) == found[1]["seconds"]["test"]
+    assert lines[2]["HR@5"] == str(found[2]["test"]["metrics"]["HR@5"])
     reports.plot_quality(found, tmp_path / "quality.png", ["HR@5", "NDCG@5"])
     reports.plot_experts(found, tmp_path / "experts.png")
     assert (tmp_path / "experts.png").stat().st_size > 10_000
@@ -127,6 +136,54 @@ def test_reports_say_what_happened(grown, tmp_path):
     assert "NDCG@10" in shown.get()
     assert "…" not in shown.get()
     assert reports.table(found, "t").row_count == 4
+
+
+def test_a_model_that_is_not_trained_any_more_forgets_nothing_however_many_items_come(windows, tmp_path):
+    frozen = settings("sasrec", **{"stream.learner": "frozen", "training.epochs": 1})
+    _, found, _ = lived(frozen, tmp_path, windows)
+    assert [report["test"]["items"] for report in found] == [26, 33, 40]
+    assert [report["held_out"]["1"]["items"] for report in found] == [19, 19, 19]
+    assert found[-1]["held_out"]["2"]["items"] == 26
+    assert reports.forgetting(found, "NDCG@5") == {"1": 0, "2": 0, "mean": 0}
+
+
+def test_forgetting_is_told_of_windows_only_whose_items_are_all_remembered():
+    def report(window, **held_out):
+        return {"window": window, "held_out": {n: {"items": items, "HR@5": hr} for n, (items, hr) in held_out.items()}}
+
+    found = [report(1, **{"1": (9, 0.5)}), report(2, **{"1": (9, 0.25), "2": (12, 0.5)})]
+    assert reports.forgetting(found[:1], "HR@5") == {}
+    assert reports.forgetting(found, "HR@5") == {"1": 0.25, "mean": 0.25}
+    found.append(report(3, **{"1": (5, 0.75), "2": (12, 0.75), "3": (15, 0.5)}))
+    assert reports.forgetting(found, "HR@5") == {"2": -0.25, "mean": -0.25}
+    assert reports.forgetting([{"window": 1}], "HR@5") == {}
+
+
+def test_forgetting_is_that_of_the_trainings_that_the_parameters_went_through():
+    def report(window, hr, **more):
+        return {"window": window, "held_out": {str(n): {"items": n, "HR@5": hr} for n in range(1, window + 1)}, **more}
+
+    found = [report(1, 0.5), report(2, 0.75), report(3, 1.0), report(4, 0.25)]
+    assert reports.forgetting(found, "HR@5") == {"1": 0.25, "2": 0.5, "3": 0.75, "mean": 0.5}
+    back = {"rolled_back": 5, "rolled_back_to": {"version": 1, "experts": {}}}
+    found[2] |= back  # what was tested then is version 1
+    assert reports.forgetting(found, "HR@5") == {"1": 0.25, "mean": 0.25}
+    found[3] |= back
+    assert reports.forgetting(found, "HR@5") == {"1": -0.25, "mean": -0.25}  # of window 2's model
+    found.append(report(5, 0.125))
+    assert reports.forgetting(found, "HR@5") == {"1": 0.375, "mean": 0.375}
+
+
+def test_after_a_roll_back_the_version_s_expert_is_crossed_out_and_not_another_in_its_slot():
+    def expert(slot, born):
+        return {"slot": slot, "born": born, "trainable": True, "utilisation": 0.5}
+
+    report = {"window": 3, "experts": {"words_1": [expert(0, 0), expert(1, 2)]}}
+    report["pruned"] = [{"rung": "words_1", "slot": 1, "utilisation": 0.1}]
+    assert reports.pruned(report, "words_1") == [expert(1, 2)]
+    report["rolled_back_to"] = {"version": 2, "experts": {"words_1": [expert(0, 0), expert(1, 1)]}}
+    assert reports.pruned(report, "words_1") == [expert(1, 1)]
+    assert reports.pruned(report, "words_2") == []
 
 
 def test_a_table_beyond_its_capacity_is_doubled_and_keeps_its_rows():

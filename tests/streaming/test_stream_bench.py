@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import polars as pl
 import pytest
@@ -35,3 +37,20 @@ def test_a_window_counts_as_much_as_another_and_a_target_in_it_as_much_as_anothe
     # Two users of one hit each: always half; the single one of window 3 is always drawn.
     np.testing.assert_allclose(draws["one"][:, 0], 0.75)
     assert draws["one"][:, 1].std() > 0.01
+
+
+def test_what_is_forgotten_is_told_by_its_present_definition_and_hits_by_user_too(streaming, tmp_path, capsys):
+    summary = {"training_seconds": 1, "time_ratio": None, "recompilations": 0, "peak_memory_bytes": 1}
+    before = {"window": 1, "held_out": {"1": {"items": 9, "NDCG@10": 0.5}}}
+    after = {"window": 2, "held_out": {"1": {"items": 9, "NDCG@10": 0.25}, "2": {"items": 12, "NDCG@10": 0.5}}}
+    new = {"summary": summary | {"by_user": {"HR@10": 0.125}}, "windows": [before, after]}
+    of_all_items = [{"window": n, "held_out": {"1": {"NDCG@10": 0.5 / n}}} for n in (1, 2)]
+    old = {"summary": summary | {"forgetting": {"mean": 0.25}}, "windows": of_all_items}
+    some = {name: np.full((2, 2), 0.5) for name in ("new", "old")}
+    streaming.report({"new": [new], "old": [old]}, some, some, tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["new"]["forgetting"], found["new"]["by_user"]) == ([0.25], [0.125])
+    assert (found["old"]["forgetting"], found["old"]["by_user"]) == ([], [])
+    shown = capsys.readouterr().out
+    assert "25.00" in shown
+    assert "12.50" in shown

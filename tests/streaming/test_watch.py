@@ -7,7 +7,9 @@ import json
 import polars as pl
 import pytest
 
+from mmrec_jax.modes.watch import drawn_after
 from mmrec_jax.store import HiddenStateStore
+from mmrec_jax.streaming.service import Service
 from tests.tiny_dataset import catalogue
 from tests.tiny_run import arguments
 
@@ -69,12 +71,23 @@ def test_windows_become_versions_reports_and_a_store_that_grew(streamed):
     assert {"stream.csv", "quality.png", "experts.png"} <= {path.name for path in run.iterdir()}
 
 
-def test_the_next_window_is_gone_on_with_and_one_command_rolls_back(streamed, shop, cli, tmp_path):
-    run = streamed / "run"
+PLOTS = ("quality.png", "experts.png")
+
+
+def test_the_next_window_is_gone_on_with_and_one_command_rolls_back(streamed, shop, cli, tmp_path, monkeypatch):
+    run, drawn = streamed / "run", []
+
+    def after_the_reports(self, number):
+        drawn.append(number)
+        for name in PLOTS:
+            (run / name).unlink()
+
+    monkeypatch.setattr(Service, "_clean", after_the_reports)
     write_window(streamed / "in", shop, 3)
     code, out, err = cli(arguments(shop, run, *FLAGS, f"--watch={streamed / 'in'}", only="words"))
     assert (code, err) == (0, "")
     assert "window 3: version 2 is in service" in " ".join(out.split())
+    assert drawn == [2, 3]
 
     def listed():
         out = tmp_path / "lists.json"
@@ -87,6 +100,24 @@ def test_the_next_window_is_gone_on_with_and_one_command_rolls_back(streamed, sh
     assert code == 0
     assert "Version 1 is in service (rolled back from version 2)" in " ".join(out.split())
     assert [record["score"] for record in listed()] != [record["score"] for record in newest]
+
+
+def test_a_service_that_is_interrupted_while_it_waits_has_drawn_its_reports(streamed, shop, cli, monkeypatch):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    for name in PLOTS:
+        (streamed / "run" / name).unlink()
+    monkeypatch.setattr(Service, "_wait", interrupted)
+    code, _, err = cli(arguments(shop, streamed / "run", *FLAGS, f"--watch={streamed / 'in'}", only="words"))
+    assert (code, "Interrupted" in err) == (130, True)
+    assert all((streamed / "run" / name).exists() for name in PLOTS)
+
+
+def test_the_more_windows_there_are_the_less_often_they_are_drawn():
+    assert all(map(drawn_after, range(1, 101)))
+    assert [n for n in range(100, 131) if drawn_after(n)] == [100, 110, 120, 130]
+    assert [n for n in range(1000, 1201) if drawn_after(n)] == [1000, 1100, 1200]
 
 
 @pytest.mark.parametrize(
