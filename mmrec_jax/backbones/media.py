@@ -150,14 +150,8 @@ class MediaInputs:
         if reference is None:
             return inside(self.root, named)
         file, column, row = reference
-<<<<<<< HEAD
-        path = inside(self._root, file)
-        check_file(path)
-=======
         path = inside(self.root, file)
-        if not path.is_file():
-            raise MediaError("file not found")
->>>>>>> store
+        check_file(path)
         return self._columns.setdefault((file, column), BinaryColumn(path, column, self._near))[row] or None
 
 
