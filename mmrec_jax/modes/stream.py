@@ -19,7 +19,17 @@ def stream(run: Run) -> dict[str, Any]:
 
     Returns:
         The content of `stream.json`.
+
+    Raises:
+        TrainingError: another stream is under way in the workdir.
     """
+    from mmrec_jax.training.lock import only_training_in
+
+    with only_training_in(run.workdir, "stream"):
+        return _stream(run)
+
+
+def _stream(run: Run) -> dict[str, Any]:
     from mmrec_jax.streaming.protocol import StreamRun
 
     windows, catalogue, fingerprint = log_windows(run.config)

@@ -89,6 +89,15 @@ def test_the_next_window_is_gone_on_with_and_one_command_rolls_back(streamed, sh
     assert [record["score"] for record in listed()] != [record["score"] for record in newest]
 
 
+@pytest.mark.parametrize(("key", "value"), [("data.min_rating", 2), ("training.epochs", 3)])
+def test_a_stream_goes_on_with_the_config_that_it_began_with(streamed, shop, cli, key, value):
+    kept = (streamed / "run" / "config.json").read_bytes()
+    changed = f"--config.{key}={value}"
+    code, _, err = cli(arguments(shop, streamed / "run", *FLAGS, changed, f"--watch={streamed / 'in'}", only="words"))
+    assert (code, f"\n  {key}: " in err) == (2, True), err
+    assert (streamed / "run" / "config.json").read_bytes() == kept
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
