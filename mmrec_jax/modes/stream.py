@@ -9,6 +9,7 @@ from typing import Any
 
 from mmrec_jax import experiment
 from mmrec_jax.config import RunConfig, to_json
+from mmrec_jax.errors import ConfigError
 from mmrec_jax.modes.run import Run
 from mmrec_jax.modes.workdir import write_whole
 
@@ -87,15 +88,24 @@ def stream_learner(run: Run, catalogue, data: str):
         run: the run.
         catalogue: records of the items that are known beforehand, the id in column `item`.
         data: fingerprint of what is learned from.
+
+    Raises:
+        ConfigError: `model.add_ids` with fewer rows than items.
     """
     from mmrec_jax.streaming.learner import Learner
 
     config = run.config
+    capacity = config.stream.item_capacity or len(catalogue)
+    if config.model.add_ids and capacity < len(catalogue):
+        raise ConfigError(
+            f"stream.item_capacity={capacity}: model.add_ids needs a row for each of the {len(catalogue)} items of the "
+            "log from the first window on: set it to 0."
+        )
     store = experiment.ensure_states(config, catalogue, run.workdir) if config.cached else None
     wanted = {name: part.layers for name, part in config.cached.items()}
     description = stream_description(config, experiment.description(config, data, store))
     states = None if store is None else (lambda ids: store.table(wanted, ids))
-    return Learner(config, run.workdir, states, config.stream.item_capacity or len(catalogue), description)
+    return Learner(config, run.workdir, states, capacity, description)
 
 
 def stream_description(config: RunConfig, description: dict[str, Any]) -> dict[str, Any]:
