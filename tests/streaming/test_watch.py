@@ -89,6 +89,12 @@ def test_the_next_window_is_gone_on_with_and_one_command_rolls_back(streamed, sh
     assert [record["score"] for record in listed()] != [record["score"] for record in newest]
 
 
+def test_a_service_has_no_vectors_for_ids_that_will_come(shop, cli, tmp_path):
+    flags = [*FLAGS, "--config.model.add_ids=True", f"--watch={tmp_path}"]
+    code, _, err = cli(arguments(shop, tmp_path / "run", *flags, only="words"))
+    assert (code, "model.add_ids: a service" in err) == (2, True), err
+
+
 @pytest.mark.parametrize(("key", "value"), [("data.min_rating", 2), ("training.epochs", 3)])
 def test_a_stream_goes_on_with_the_config_that_it_began_with(streamed, shop, cli, key, value):
     kept = (streamed / "run" / "config.json").read_bytes()
