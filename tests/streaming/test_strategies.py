@@ -222,9 +222,7 @@ def test_vectors_of_ids_need_a_row_for_each_item_from_the_first_window_on(window
     with pytest.raises(ConfigError, match=r"window 2: model.add_ids cannot do with more .* stream.item_capacity=20"):
         own.observe(windows[1])
     run = SimpleNamespace(config=settings(**IDS, **{"stream.item_capacity": 20}))
-    with pytest.raises(
-        ConfigError, match=r"item_capacity=20: model.add_ids needs a row for each of the 40 items"
-    ):
+    with pytest.raises(ConfigError, match=r"item_capacity=20: model.add_ids needs a row for each of the 40 items"):
         stream_learner(run, range(40), "")
 
 
