@@ -29,6 +29,10 @@ class StoreError(UserError):
     """A hidden-state store that is missing, incomplete or holds values that are not finite."""
 
 
+class NotFiniteError(StoreError):
+    """Hidden states that are not finite: names the items."""
+
+
 class StoreMismatchError(StoreError):
     """A hidden-state store made with other settings than the config asks for: names each difference."""
 

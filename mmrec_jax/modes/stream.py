@@ -9,6 +9,7 @@ from typing import Any
 
 from mmrec_jax import experiment
 from mmrec_jax.config import RunConfig, to_json
+from mmrec_jax.errors import ConfigError
 from mmrec_jax.modes.run import Run
 from mmrec_jax.modes.workdir import is_trained, write_whole
 
@@ -19,7 +20,17 @@ def stream(run: Run) -> dict[str, Any]:
 
     Returns:
         The content of `stream.json`.
+
+    Raises:
+        TrainingError: another stream is under way in the workdir.
     """
+    from mmrec_jax.training.lock import only_training_in
+
+    with only_training_in(run.workdir, "stream"):
+        return _stream(run)
+
+
+def _stream(run: Run) -> dict[str, Any]:
     from mmrec_jax.streaming.protocol import StreamRun
 
     windows, catalogue, fingerprint = log_windows(run.config)
@@ -77,17 +88,26 @@ def stream_learner(run: Run, catalogue, data: str):
         run: the run.
         catalogue: records of the items that are known beforehand, the id in column `item`.
         data: fingerprint of what is learned from.
+
+    Raises:
+        ConfigError: `model.add_ids` with fewer rows than items.
     """
     from mmrec_jax.streaming.learner import Learner
 
     config = run.config
+    capacity = config.stream.item_capacity or len(catalogue)
+    if config.model.add_ids and capacity < len(catalogue):
+        raise ConfigError(
+            f"stream.item_capacity={capacity}: model.add_ids needs a row for each of the {len(catalogue)} items of the "
+            "log from the first window on: set it to 0."
+        )
     store = None
     if config.cached:
         store = experiment.ensure_states(config, catalogue, run.workdir, trained=is_trained(run.workdir))
     wanted = {name: part.layers for name, part in config.cached.items()}
     description = stream_description(config, experiment.description(config, data, store))
     states = None if store is None else (lambda ids: store.table(wanted, ids))
-    return Learner(config, run.workdir, states, config.stream.item_capacity or len(catalogue), description)
+    return Learner(config, run.workdir, states, capacity, description)
 
 
 def stream_description(config: RunConfig, description: dict[str, Any]) -> dict[str, Any]:

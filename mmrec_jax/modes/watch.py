@@ -29,7 +29,7 @@ def watch(run: Run, directory: str) -> dict[str, Any]:
         BadWindow: a window cannot be used, and `service.on_bad_window` is `stop`.
         ConfigError: the config can take in no windows.
     """
-    from mmrec_jax.streaming import stores
+    from mmrec_jax.streaming import journal, stores
     from mmrec_jax.streaming.intake import Intake
     from mmrec_jax.streaming.service import Service
     from mmrec_jax.training.lock import only_training_in
@@ -37,8 +37,19 @@ def watch(run: Run, directory: str) -> dict[str, Any]:
     config, workdir = run.config, run.workdir
     if config.methods:
         raise ConfigError("methods is not read by --mode=stream, which trains on stored states from the first on.")
+    if config.model.add_ids:
+        raise ConfigError(
+            "model.add_ids: a service that takes windows in knows nothing of the ids that will come: switch it off."
+        )
     store = config.store or str(workdir / stores.CURRENT)
-    intake = Intake(config.data, config.cached, config.extraction, store, config.service.on_bad_window == "skip")
+    intake = Intake(
+        config.data,
+        config.cached,
+        config.extraction,
+        store,
+        config.service.on_bad_window == "skip",
+        None if config.store else workdir / journal.FOLDER / journal.ENCODING,
+    )
 
     def learner(fingerprint: str, capacity: int) -> Learner:
         return _learner(run, store, fingerprint, capacity)

@@ -51,6 +51,8 @@ FREE = (
     "training.learning_curve",
     "training.progress",
 )
+FIXED_IN_STREAMS = ("training.epochs", "training.patience")
+"""Keys that a stream's windows are all trained by, so that it is another stream with others."""
 
 
 def read_config(workdir: Path) -> RunConfig | None:
@@ -89,11 +91,13 @@ def check_same_run(config: RunConfig, workdir: Path) -> list[str]:
     Raises:
         ConfigError: something was trained there, and the config would make another run of it: names every key.
     """
-    kept = read_config(workdir) if is_trained(workdir) else None
+    streamed = is_streamed(workdir)
+    kept = read_config(workdir) if streamed or is_trained(workdir) else None
     if kept is None:
         return []
     changed = differences(to_json(kept), to_json(config))
-    refused = [text for key, text in changed.items() if not any(fnmatch.fnmatch(key, free) for free in FREE)]
+    free = [key for key in FREE if not (streamed and key in FIXED_IN_STREAMS)]
+    refused = [text for key, text in changed.items() if not any(fnmatch.fnmatch(key, name) for name in free)]
     if refused:
         raise ConfigError(
             f"{workdir} holds a run that was trained with another config:\n  "
@@ -107,7 +111,19 @@ def is_trained(workdir: Path) -> bool:
     """Whether a workdir, or a folder of checkpoints itself, holds a finished checkpoint."""
     from mmrec_jax.training.checkpoints import checkpoint_directory
 
-    found = checkpoint_directory(workdir).glob("step_*")  # among them what a killed save left, with a longer name
+    return _has_checkpoint(checkpoint_directory(workdir))
+
+
+def is_streamed(workdir: Path) -> bool:
+    """Whether a workdir holds a finished checkpoint of a stream, or of the training on its first window."""
+    from mmrec_jax.streaming.state import FOLDER
+    from mmrec_jax.training.checkpoints import FOLDER as CHECKPOINTS
+
+    return any(map(_has_checkpoint, (workdir / FOLDER, *workdir.glob(f"windows/*/{CHECKPOINTS}"))))
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    found = folder.glob("step_*")  # among them what a killed save left, with a longer name
     return any(path.name.removeprefix("step_").isdigit() for path in found)
 
 

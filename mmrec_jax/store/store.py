@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8, UInt64
 
 from mmrec_jax.backbones.config import ModalityConfig, resolve_layers
-from mmrec_jax.errors import StoreError, StoreMismatchError
+from mmrec_jax.errors import NotFiniteError, StoreError, StoreMismatchError
 from mmrec_jax.shards import Shards
 from mmrec_jax.store.arrays import (
     chunk_rows,
@@ -178,7 +178,7 @@ class HiddenStateStore:
         """Writes finished items: first the states, then what they were made of, then that they are finished.
 
         Raises:
-            StoreError: the states of present items are not all finite; the items are named.
+            NotFiniteError: the states of present items are not all finite; the items are named.
         """
         info = self.modalities[name]
         self.require_finite(name, states[status == PRESENT], rows[status == PRESENT])
@@ -308,14 +308,14 @@ class HiddenStateStore:
         """Makes sure that states of store rows are finite.
 
         Raises:
-            StoreError: they are not; the items are named.
+            NotFiniteError: they are not; the items are named.
         """
         if states.dtype.kind == "i":
             return
         finite = np.isfinite(states.astype(np.float32, copy=False)).all(axis=tuple(range(1, states.ndim)))
         if not finite.all():
             bad = np.asarray(rows)[~finite]
-            raise StoreError(
+            raise NotFiniteError(
                 f"hidden states of modality {name} are not finite (NaN or infinity) for {bad.size} items: "
                 f"{self._some(bad, self.item_ids)}: check these items' media and the backbone's weights"
             )

@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from mmrec_jax.data.checks import BadRows, check_catalogue, without_dictionary
 from mmrec_jax.data.config import DataConfig
 from mmrec_jax.data.files import Table, read_items, read_table
 from mmrec_jax.data.layouts import Source, source_of
 from mmrec_jax.data.readers import read_source
-from mmrec_jax.errors import ConfigError, DataError
+from mmrec_jax.errors import ConfigError, DataError, NotFiniteError
+from mmrec_jax.files import write_whole
 from mmrec_jax.streaming.arrivals import Arrival, BadWindow
 from mmrec_jax.streaming.journal import Entry
 
 if TYPE_CHECKING:
     from mmrec_jax.backbones.config import ExtractionConfig, ModalityConfig
+    from mmrec_jax.store import HiddenStateStore
 
 _NAMED = 5  # items named in a message
 _LAYOUTS = ("auto", "tables", "movielens")
@@ -37,6 +39,9 @@ class Intake:
         extraction: how.
         store: the run's hidden-state store, which grows.
         skip: leave out what cannot be used, and go on, in place of raising.
+        attempt: file that says of which window new items are being encoded, of a store that is the run's own: what else
+            the store has of new items was left by a window that was refused, or is of items that were forgotten, and
+            is made anew. None for a store that serves others too: what it has is used.
     """
 
     data: DataConfig
@@ -44,6 +49,7 @@ class Intake:
     extraction: ExtractionConfig
     store: str
     skip: bool = False
+    attempt: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.modalities:
@@ -77,8 +83,13 @@ class Intake:
             return self._read(arrival, accepted, known, known_users)
         except BadWindow:
             raise
-        except (DataError, ConfigError) as error:
+        except (DataError, ConfigError, NotFiniteError) as error:
             raise BadWindow(arrival.name, str(error), arrival.digest) from error
+
+    def end_attempt(self) -> None:
+        """Lets new items of a window that was refused be encoded anew when it comes again."""
+        if self.attempt is not None:
+            self.attempt.unlink(missing_ok=True)
 
     def _read(self, arrival, accepted, known, known_users) -> tuple[Entry, pl.DataFrame, pl.DataFrame]:
         twice = [entry.name for entry in accepted if entry.digest == arrival.digest]
@@ -194,6 +205,7 @@ class Intake:
         frame = described.filter(pl.col("item").is_in(new.to_list()))
         if not len(frame):
             return frame, lacking
+        self._begin_attempt(frame["item"].to_list(), arrival.digest)
         none = ~self._encoded(frame, arrival.events.parent)
         lacking += frame["item"].filter(pl.Series(none)).to_list()
         return frame.filter(pl.Series(~none)), lacking
@@ -212,10 +224,25 @@ class Intake:
         kept = Table(table.name, columns, table.first_row, table.malformed, table.blank)
         return check_catalogue(kept, source.item, bad)  # an item's later rows are no mistake here
 
+    def _begin_attempt(self, ids: list[str], digest: str) -> None:
+        """Lets items of the run's own store be encoded anew, unless the service was killed while it encoded the same
+        window."""
+        if self.attempt is None or (self.attempt.exists() and self.attempt.read_text(encoding="utf-8") == digest):
+            return
+        from mmrec_jax.store import HiddenStateStore
+        from mmrec_jax.store.store import PENDING
+
+        store = HiddenStateStore.create(self.store, ids)
+        rows = store.rows(ids)
+        for name in store.modalities:
+            _set_pending(store, name, rows[store.status(name)[rows] != PENDING])
+        self.attempt.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.attempt, digest)
+
     def _encoded(self, frame: pl.DataFrame, media_root: Path) -> Bool[np.ndarray, " item"]:
         """Encodes items into the store; whether each has any modality."""
         from mmrec_jax.store import HiddenStateStore, extract
-        from mmrec_jax.store.store import ABSENT, PENDING, PRESENT
+        from mmrec_jax.store.store import ABSENT, PRESENT
 
         # Items may lack a modality; those that lack all are told by name.
         tolerant = replace(self.extraction, max_failure_share=1.0, progress=False)
@@ -224,12 +251,20 @@ class Intake:
         rows = store.rows(ids)
         for name in store.modalities:
             # Items that came without any medium before, and were left out, may have one now.
-            absent = rows[store.status(name)[rows] == ABSENT]
-            nothing = np.zeros((len(absent), len(store.modalities[name].layers), store.modalities[name].width))
-            store.write(name, absent, nothing, np.full(len(absent), PENDING, np.uint8))
+            _set_pending(store, name, rows[store.status(name)[rows] == ABSENT])
         extract(self.modalities, frame, media_root, self.store, tolerant)
         store.refresh()
         return np.any([store.status(name)[store.rows(ids)] == PRESENT for name in self.modalities], axis=0)
+
+
+def _set_pending(store: HiddenStateStore, name: str, rows: Int[np.ndarray, " item"]) -> None:
+    from mmrec_jax.store.store import PENDING
+
+    if len(rows):
+        info = store.modalities[name]
+        store.write(
+            name, rows, np.zeros((len(rows), len(info.layers), info.width)), np.full(len(rows), PENDING, np.uint8)
+        )
 
 
 def _columns_of(modality: ModalityConfig) -> set[str]:

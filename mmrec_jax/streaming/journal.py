@@ -4,6 +4,7 @@
       journal.jsonl            a line for each window accepted or skipped, in order; only ever added to
       000007.parquet           events of window 7: user, item, time
       000007.items.parquet     its new items
+      encoding                 digest of the window whose new items are being encoded, or were
 
 The files are there before the line that counts them, so whoever is killed in between takes the window in again. What
 a kill leaves of a line is cut off when the journal is opened.
@@ -22,7 +23,7 @@ from mmrec_jax.errors import DataError
 from mmrec_jax.files import sync
 
 FOLDER = "journal"
-LINES = "journal.jsonl"
+LINES, ENCODING = "journal.jsonl", "encoding"
 
 
 @dataclass(frozen=True)

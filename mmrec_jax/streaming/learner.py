@@ -108,7 +108,11 @@ class Learner:
             self._make_room(self._tested(ahead.events, window.number), self._validated(ahead.events, window.number))
 
     def observe(self, window: Window) -> None:
-        """Takes a window in: its events, users and items."""
+        """Takes a window in: its events, users and items.
+
+        Raises:
+            ConfigError: `model.add_ids` with more items than rows.
+        """
         if not self._windows:
             self.memory = Memory(self.config.stream, window.number)
         added = self.memory.add(window)
@@ -116,6 +120,11 @@ class Learner:
             self._first_items = len(added)
         self._windows.append(window)
         if self._table is not None:
+            if self.config.model.add_ids and self.memory.num_items > self.capacity:
+                raise ConfigError(
+                    f"window {window.number}: model.add_ids cannot do with more items than stream.item_capacity="
+                    f"{self.capacity} from the first window on: set it to the number of all items to come."
+                )
             self._table.add(added)
             self.capacity = self._table.capacity
         while self.memory.num_items > self.capacity:  # of systems by id, whose parameters have a row an item
@@ -124,10 +133,16 @@ class Learner:
 
     def forget(self, oldest: int) -> None:
         """Forgets windows before one, and users and items that only they had; others get numbers anew, as if the stream
-        had begun there."""
+        had begun there.
+
+        Raises:
+            ConfigError: `model.add_ids`, whose vectors would be those of other items.
+        """
         kept = [window for window in self._windows if window.number >= oldest]
         if len(kept) == len(self._windows):
             return
+        if self._table is not None and self.config.model.add_ids:
+            raise ConfigError("model.add_ids cannot do with items that are forgotten: switch it off.")
         self._windows, self._fresh = [], None
         if self.states is not None:
             self._table = PaddedTable(self.states, self.capacity)

@@ -21,11 +21,13 @@ import polars as pl
 
 from mmrec_jax.data.prepared import CATALOGUE, MANIFEST, USERS, PreparedData, open_prepared
 from mmrec_jax.data.ragged import Ragged, offsets_of
+from mmrec_jax.errors import DataError
 from mmrec_jax.files import sync, sync_all
 
 FOLDER = "served"
 CURRENT = "current"
 _SEEN = "_seen"
+_JOINED = ({"numbers", "text"}, {"dates", "text"})  # become text
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,13 @@ class Served:
             window: its number.
             events: user, item, time, in order of time; every item is in the catalogue or among `items`.
             items: records of its new items.
+
+        Raises:
+            DataError: a column of the items holds something else than in the catalogue.
         """
         fresh = items.filter(~pl.col("item").is_in(self.catalogue["item"].to_list()))
-        catalogue = pl.concat(
-            [self.catalogue, fresh.with_columns(pl.lit(window, pl.Int64).alias(_SEEN))], how="diagonal_relaxed"
+        catalogue = (
+            self._with(fresh.with_columns(pl.lit(window, pl.Int64).alias(_SEEN))) if len(fresh) else self.catalogue
         )
         occurring = events["item"].unique().to_list()
         seen_now = pl.when(pl.col("item").is_in(occurring)).then(pl.lit(window, pl.Int64)).otherwise(pl.col(_SEEN))
@@ -91,6 +96,21 @@ class Served:
         return Served(
             window, catalogue, users, seen, Ragged(values, offsets_of(np.bincount(owners, minlength=len(users))))
         )
+
+    def _with(self, fresh: pl.DataFrame) -> pl.DataFrame:
+        """The catalogue with further records; numbers and dates beside text become text."""
+        for name in set(fresh.columns) & set(self.catalogue.columns):
+            before, now = _kind(self.catalogue.schema[name]), _kind(fresh.schema[name])
+            fits = before == now or "nothing" in (before, now) or {before, now} in _JOINED
+            if not fits:
+                raise DataError(
+                    f"column {name!r} of its items holds {now}, and {before} in the windows before: give it what it "
+                    "held, or another name."
+                )
+        try:
+            return pl.concat([self.catalogue, fresh], how="diagonal_relaxed")
+        except pl.exceptions.PolarsError as error:
+            raise DataError(f"its items cannot be joined to those of the windows before: {error}") from error
 
     def forgetting(self, windows: int, history: int) -> Served:
         """Without users and items that have no event in the last `windows`, and with each user's last `history` events;
@@ -188,6 +208,19 @@ def read(workdir: Path) -> Served:
     prepared = current(workdir)
     users = pl.read_parquet(prepared.directory / USERS)
     return Served(prepared.report["window"], prepared.catalogue, users["user"], users[_SEEN].to_numpy(), prepared.train)
+
+
+def _kind(dtype: pl.DataType) -> str:
+    """What a column holds, in a word."""
+    if dtype in (pl.String, pl.Categorical, pl.Enum):
+        return "text"
+    if dtype.is_numeric() or dtype == pl.Boolean:
+        return "numbers"
+    if dtype.is_temporal():
+        return "dates"
+    if dtype in (pl.List, pl.Array):
+        return "lists"
+    return {pl.Null: "nothing", pl.Binary: "bytes", pl.Struct: "records"}.get(dtype.base_type(), str(dtype))
 
 
 def _remove(path: Path) -> None:

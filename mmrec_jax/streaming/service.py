@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 
 from mmrec_jax.config import RunConfig
+from mmrec_jax.errors import DataError
 from mmrec_jax.evaluation.evaluate import EvaluationResult
 from mmrec_jax.evaluation.pairing import HeldOut
 from mmrec_jax.streaming import drift, examples, growth, served, stores
@@ -88,7 +89,9 @@ class Service:
         """
         self.journal, self._served = Journal(self.workdir), served.read(self.workdir)
         for entry in self.journal.accepted[self._served.window :]:  # a kill came before they were served
-            self._serve(entry)
+            assert entry.number is not None
+            events, items = self.journal.events(entry.number), self.journal.items(entry.number)
+            self._serve(self._served.after(entry.number, events, items))
         if not self.journal.accepted and not self._wait():
             return []
         learner = self.learner(self.fingerprint, self.config.stream.item_capacity or self._room())
@@ -145,6 +148,7 @@ class Service:
                     self._take_in(arrival)
                     return True
             except BadWindow as bad:
+                self.intake.end_attempt()
                 if not self.intake.skip:
                     raise
                 self.journal.skip(bad.name, bad.digest, str(bad))
@@ -158,10 +162,14 @@ class Service:
         accepted = self.journal.accepted
         entry, events, items = self.intake.read(arrival, accepted, self._served.items, self._served.users)
         self._check_learnable(Window(len(accepted) + 1, entry.name, in_core(events, self.config.stream)), arrival)
+        try:
+            state = self._served.after(len(accepted) + 1, events, items)
+        except DataError as error:  # accepted, it would be met at each start
+            raise BadWindow(entry.name, str(error), arrival.digest) from error
         for text in entry.notes:
             self.say(f"window {entry.number} ({entry.name}): {text}")
         self.journal.accept(entry, events, items)
-        self._serve(entry)
+        self._serve(state)
 
     def _check_learnable(self, window: Window, arrival: Arrival) -> None:
         """Refuses a window from which nothing can be learned."""
@@ -193,12 +201,9 @@ class Service:
         recent = memory.events.windows[memory.events.begins] >= self._oldest(number)
         return np.asarray(memory.user_ids)[np.unique(memory.events.visitors[recent])].tolist()
 
-    def _serve(self, entry: Entry) -> None:
+    def _serve(self, state: served.Served) -> None:
         """Lets the versions know of a window."""
-        assert entry.number is not None
-        events, items = self.journal.events(entry.number), self.journal.items(entry.number)
         self._served_before = self._served.items
-        state = self._served.after(entry.number, events, items)
         self._served = state.forgetting(self.settings.forget_after, self.settings.history)
         self._served.write(self.workdir, self.fingerprint, self.config.data.title_column)
 

@@ -11,7 +11,7 @@ from mmrec_jax import experiment
 from mmrec_jax.config import base, from_json, modality, resolve, to_json
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.modes.run import keep_compiled_programs
-from mmrec_jax.modes.workdir import differences, is_trained
+from mmrec_jax.modes.workdir import differences, is_streamed, is_trained
 from tests.tiny_config import get_config
 from tests.tiny_run import kept_programs
 
@@ -92,3 +92,12 @@ def test_a_save_that_was_killed_is_no_checkpoint(tmp_path):
     (tmp_path / "checkpoints" / "step_3").mkdir()
     assert is_trained(tmp_path)
     assert is_trained(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize("place", ["stream", "windows/0001/checkpoints"])
+def test_a_stream_has_begun_with_its_first_checkpoint(tmp_path, place):
+    (tmp_path / place / "step_4.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert not is_streamed(tmp_path)
+    (tmp_path / place / "step_4").mkdir()
+    assert is_streamed(tmp_path)
+    assert not is_trained(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 
 from mmrec_jax.backbones.config import ExtractionConfig, ModalityConfig
 from mmrec_jax.data.config import DataConfig
-from mmrec_jax.errors import ConfigError
+from mmrec_jax.errors import ConfigError, StoreError
 from mmrec_jax.store import HiddenStateStore
 from mmrec_jax.streaming.arrivals import Arrival, BadWindow, digest
 from mmrec_jax.streaming.intake import Intake
@@ -181,6 +181,66 @@ def test_an_item_may_lack_one_of_several_modalities_which_is_counted(modalities,
     entry, read, _ = intake.read(window(folder, frame, described), [], [], [])
     assert len(read) == 5
     assert entry.missing == {"words": 0, "picture": pytest.approx(2 / 5)}
+
+
+def test_states_that_are_not_finite_are_the_windows_fault_and_a_full_disk_is_not(texts, folder, monkeypatch):
+    write = HiddenStateStore.write
+
+    def broken(self, name, rows, states, status):
+        write(self, name, rows, states * np.nan, status)
+
+    def full(self, name, rows, states, status):
+        raise StoreError("no space left")
+
+    monkeypatch.setattr(HiddenStateStore, "write", broken)
+    with pytest.raises(BadWindow, match=r"not finite .* for 2 items: a, b"):
+        first_of(texts, folder)
+    monkeypatch.setattr(HiddenStateStore, "write", full)
+    with pytest.raises(StoreError, match="no space left"):
+        first_of(texts, folder)
+
+
+@pytest.fixture
+def own(texts, tmp_path) -> Intake:
+    """Of a store that is the run's own."""
+    return dataclasses.replace(texts, attempt=tmp_path / "journal" / "encoding")
+
+
+def stored(intake: Intake, *ids: str) -> np.ndarray:
+    return np.asarray(HiddenStateStore.open(intake.store).table({"words": (0, 2)}, ids).values["words"])
+
+
+def test_items_of_a_refused_window_are_encoded_anew_when_they_come_mended(own, folder, tmp_path):
+    frame = events(("u1", "c", 4), ("u1", "d", 5))
+    with pytest.raises(BadWindow, match="have no medium of words: d"):
+        next_of(own, folder, frame, items("c", title=["lamb"]))
+    own.end_attempt()
+    own.read(window(folder, frame, items("c", "d")), [], [], [])
+    fresh = dataclasses.replace(own, store=str(tmp_path / "fresh"), attempt=tmp_path / "other")
+    fresh.read(window(folder, frame, items("c", "d")), [], [], [])
+    np.testing.assert_array_equal(stored(own, "c", "d"), stored(fresh, "c", "d"))
+
+
+def test_a_forgotten_item_is_encoded_as_it_is_described_again(own, folder):
+    first_of(own, folder)
+    before = stored(own, "a", "b")
+    own.read(window(folder, events(("u1", "a", 9)), items("a", title=["sofa"])), [], ["b"], [])
+    after = stored(own, "a", "b")
+    assert (before[:, 1] != after[:, 1]).any()
+    np.testing.assert_array_equal(before[:, 2], after[:, 2])
+
+
+def test_a_window_whose_encoding_was_killed_is_gone_on_with(own, folder, monkeypatch):
+    first_of(own, folder)
+    monkeypatch.setattr(HiddenStateStore, "write", lambda *_: pytest.fail("encoded again"))
+    first_of(own, folder)
+
+
+def test_what_a_store_of_others_holds_is_used(texts, folder):
+    first_of(texts, folder)
+    before = stored(texts, "a", "b")
+    texts.read(window(folder, FIRST, items("a", "b", title=["sofa", "bed"])), [], [], [])
+    np.testing.assert_array_equal(before, stored(texts, "a", "b"))
 
 
 def test_systems_and_layouts_that_no_stream_can_have_are_refused(texts):

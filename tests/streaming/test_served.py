@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import jax
 import numpy as np
 import polars as pl
@@ -9,6 +11,7 @@ import pytest
 
 from mmrec_jax import experiment
 from mmrec_jax.config import resolve, to_json
+from mmrec_jax.errors import DataError
 from mmrec_jax.modes import open_run
 from mmrec_jax.modes.versions import publish, roll_back
 from mmrec_jax.modes.workdir import keep_config
@@ -79,6 +82,27 @@ def test_a_kill_while_it_is_written_leaves_the_state_before(state, tmp_path, mon
     assert served.read(tmp_path).window == 2
     later.write(tmp_path, "f", "title")
     assert served.read(tmp_path).window == 3
+
+
+@pytest.mark.parametrize(
+    ("shelf", "held"),
+    [([[7]], "lists, and numbers"), ([date(2024, 1, 1)], "dates, and numbers"), ([b"7"], "bytes, and numbers")],
+)
+def test_a_column_of_items_that_holds_something_else_is_refused(state, shelf, held):
+    with pytest.raises(DataError, match=f"column 'shelf' of its items holds {held} in the windows before"):
+        state.after(3, events(("u1", "d")), items("d", shelf=shelf))
+
+
+@pytest.mark.parametrize(("shelf", "found"), [([None], None), ([7.5], 7.5), (["A7"], "A7")])
+def test_a_column_of_items_may_lack_values_or_become_text(state, shelf, found):
+    catalogue = state.after(3, events(("u1", "d")), items("d", shelf=shelf)).catalogue
+    assert catalogue["shelf"].to_list() == [None, None, "7" if found == "A7" else 7, found]
+
+
+def test_records_that_nobody_needs_are_not_looked_at(state):
+    assert state.after(3, events(("u1", "a")), items("d", shelf=[[7]]).clear()).catalogue.columns == (
+        state.catalogue.columns
+    )
 
 
 @pytest.fixture(scope="module")

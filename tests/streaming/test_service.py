@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -282,6 +283,40 @@ def test_a_bad_window_stops_the_stream_which_goes_on_when_it_is_taken_away(kind,
         lived(tmp_path / "run", watched)
     (watched / "w2b.csv").unlink()
     assert lived(tmp_path / "run", watched)["journal"] == ["w1", "w2"]
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_items_that_cannot_join_the_catalogue_are_refused_before_the_window_is_taken_in(skips, tmp_path):
+    watched, said = tmp_path / "in", []
+    changes = {"service.on_bad_window": "skip"} if skips else {}
+    write(watched, events(3))
+    described = pl.DataFrame({"item": [f"i{number}" for number in range(40)], "title": [["a"]] * 40})
+    described.write_parquet(watched / "w3.items.parquet")
+    message = "Window w3: column 'title' of its items holds lists, and text in the windows before"
+    if skips:
+        lived(tmp_path / "run", watched, said, **changes)
+        assert any(line.startswith(f"Skipped. {message}") for line in said)
+    else:
+        with pytest.raises(BadWindow, match=message):
+            lived(tmp_path / "run", watched)
+    assert [entry.name for entry in Journal(tmp_path / "run").accepted] == ["w1", "w2"]
+    described.with_columns(title=pl.col("item")).write_parquet(watched / "w3.items.parquet")
+    lived(tmp_path / "run", watched, said, **changes)
+    assert [entry.name for entry in Journal(tmp_path / "run").accepted] == ["w1", "w2", "w3"]
+
+
+@pytest.mark.parametrize("kind", ["early", "one event a user"])
+def test_after_a_refusal_a_windows_items_are_encoded_anew(kind, tmp_path):
+    watched = tmp_path / "in"
+    write(watched, events(2))
+    lived(tmp_path / "run", watched)
+    BAD[kind].write_csv(watched / "w2b.csv")
+    own = serviced(tmp_path / "run", watched)
+    own.intake = dataclasses.replace(own.intake, attempt=tmp_path / "encoding")
+    own.intake.attempt.write_text("under way")
+    with pytest.raises(BadWindow):
+        own.run()
+    assert not own.intake.attempt.exists()
 
 
 @pytest.mark.parametrize(("each", "usable"), [(2, False), (4, True)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from mmrec_jax.errors import ConfigError
 from mmrec_jax.evaluation.config import EvaluationConfig
 from mmrec_jax.evaluation.evaluate import EvaluationResult
 from mmrec_jax.evaluation.ranking import MISS
+from mmrec_jax.modes.stream import stream_learner
 from mmrec_jax.streaming import growth, reports
 from mmrec_jax.streaming.learner import Learner
 from mmrec_jax.streaming.protocol import StreamRun, facts
@@ -266,3 +268,25 @@ def test_a_system_by_ids_gets_rows_for_items_that_come_beyond_its_table(untraine
     np.testing.assert_array_equal(table[:21], first)
     np.testing.assert_array_equal(table[21:], fresh[21:])
     assert not np.array_equal(table[1:21], fresh[1:21])
+
+
+IDS = {"model.add_ids": True}
+
+
+def test_vectors_of_ids_need_a_row_for_each_item_from_the_first_window_on(windows, tmp_path):
+    own = learner(settings(**IDS), tmp_path, capacity=20)
+    own.observe(windows[0])
+    with pytest.raises(ConfigError, match=r"window 2: model.add_ids cannot do with more .* stream.item_capacity=20"):
+        own.observe(windows[1])
+    run = SimpleNamespace(config=settings(**IDS, **{"stream.item_capacity": 20}))
+    with pytest.raises(ConfigError, match=r"item_capacity=20: model.add_ids needs a row for each of the 40 items"):
+        stream_learner(run, range(40), "")
+
+
+def test_vectors_of_ids_keep_their_items(windows, tmp_path):
+    own = learner(settings(**IDS), tmp_path)
+    for window in windows[:2]:
+        own.observe(window)
+    own.forget(1)
+    with pytest.raises(ConfigError, match=r"model.add_ids cannot do with items that are forgotten"):
+        own.forget(2)

@@ -10,6 +10,7 @@ import pytest
 
 from mmrec_jax.config import resolve
 from mmrec_jax.errors import ConfigError
+from mmrec_jax.training.lock import only_training_in
 from tests.tiny_run import ROOT
 
 FILE = ROOT / "configs" / "xsmoe.py"
@@ -47,9 +48,18 @@ def test_the_config_asks_for_a_stream_and_the_command_goes_on_or_only_reports(cl
     code, _, _ = cli(["mmrec_jax", "--mode=stream", f"--workdir={tmp_path}"])
     assert code == 0
     assert json.loads((tmp_path / "stream.json").read_text())["windows"] == content["windows"]
-    code, _, err = cli([*command, "--config.stream.threshold=0.5"])
-    assert code == 2
-    assert "stream.threshold" in err
+    kept = (tmp_path / "config.json").read_bytes()
+    for key, value in (("stream.threshold", 0.5), ("training.epochs", 9), ("data.min_rating", 4)):
+        code, _, err = cli([*command, f"--config.{key}={value}"])
+        assert (code, "another config" in err, f"\n  {key}: " in err) == (2, True, True), err
+    assert (tmp_path / "config.json").read_bytes() == kept
+
+
+def test_a_second_stream_in_the_same_workdir_is_refused(cli, tmp_path):
+    with only_training_in(tmp_path, "stream"):
+        code, _, err = cli(["mmrec_jax", f"--config={FILE}:smoke,text", f"--workdir={tmp_path}", *SMALL])
+    assert (code, f"Another stream is under way in {tmp_path}" in err) == (2, True), err
+    assert not (tmp_path / "stream").exists()
 
 
 def test_arguments_differ_from_the_paper_by_what_they_are_named_after():

@@ -120,6 +120,21 @@ def test_the_more_windows_there_are_the_less_often_they_are_drawn():
     assert [n for n in range(1000, 1201) if drawn_after(n)] == [1000, 1100, 1200]
 
 
+def test_a_service_has_no_vectors_for_ids_that_will_come(shop, cli, tmp_path):
+    flags = [*FLAGS, "--config.model.add_ids=True", f"--watch={tmp_path}"]
+    code, _, err = cli(arguments(shop, tmp_path / "run", *flags, only="words"))
+    assert (code, "model.add_ids: a service" in err) == (2, True), err
+
+
+@pytest.mark.parametrize(("key", "value"), [("data.min_rating", 2), ("training.epochs", 3)])
+def test_a_stream_goes_on_with_the_config_that_it_began_with(streamed, shop, cli, key, value):
+    kept = (streamed / "run" / "config.json").read_bytes()
+    changed = f"--config.{key}={value}"
+    code, _, err = cli(arguments(shop, streamed / "run", *FLAGS, changed, f"--watch={streamed / 'in'}", only="words"))
+    assert (code, f"\n  {key}: " in err) == (2, True), err
+    assert (streamed / "run" / "config.json").read_bytes() == kept
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
