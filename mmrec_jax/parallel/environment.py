@@ -134,8 +134,8 @@ def tpu_metadata(environment: Mapping[str, str]) -> Metadata | None:
                     return None  # no machine of Google's
                 problem = error
         raise HostError(
-            f"The metadata server of this TPU VM does not tell {name}: {problem}. Start again, or name the processes by "
-            "--coordinator, --processes and --process; TPU_SKIP_MDS_QUERY=1 in the environment asks it nothing."
+            f"The metadata server of this TPU VM does not tell {name}: {problem}. Start again, or name the processes "
+            "by --coordinator, --processes and --process; TPU_SKIP_MDS_QUERY=1 in the environment asks it nothing."
         ) from problem
 
     return read

@@ -58,8 +58,8 @@ def arrange_slices(shape: tuple[int, ...], slices: Sequence[Sequence[jax.Device]
     if slices[0][0].platform == "tpu":
         sizes = ", ".join(str(len(part)) for part in slices)
         raise ConfigError(
-            f"parallel.data={shape[0]} on {len(slices)} slices of {sizes} chips: give a multiple of the number of slices, "
-            "all of one size, since only `data` may go from one slice to another."
+            f"parallel.data={shape[0]} on {len(slices)} slices of {sizes} chips: give a multiple of the number of "
+            "slices, all of one size, since only `data` may go from one slice to another."
         )
     ordered = np.empty(math.prod(shape), object)
     ordered[:] = [device for part in slices for device in part]
