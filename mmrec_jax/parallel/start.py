@@ -64,8 +64,7 @@ def joined(group: ProcessGroup | None, timeout: float, argv: Sequence[str], apar
         _start_jax(group, timeout)
         yield
     except Preempted as stopped:
-        watch.leave(STOPPED if stopped.at_boundary else TOLD)
-        if stopped.at_boundary:
+        if watch.leave(STOPPED if stopped.at_boundary else TOLD) and stopped.at_boundary:
             apart.clear()
         raise
     except KeyboardInterrupt:
@@ -76,8 +75,8 @@ def joined(group: ProcessGroup | None, timeout: float, argv: Sequence[str], apar
             watch.settle()  # a collective breaks with an error of its own where a process is lost
         watch.leave(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         raise
-    watch.leave(FINISHED)
-    apart.clear()
+    if watch.leave(FINISHED):
+        apart.clear()
 
 
 def put_off_aborts() -> None:
