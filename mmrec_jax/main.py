@@ -146,8 +146,7 @@ def _run(values: flags.FlagValues, argv: Sequence[str]) -> None:
     check_mode(group, chosen, DISTRIBUTED)
     if values.processes == 1:
         os.environ["JAX_NUM_PROCESSES"] = "1"  # for the processes of a comparison
-    timeout = values.config.parallel.timeout_seconds if "parallel" in (values.config or {}) else None
-    timeout = timeout or ParallelConfig.timeout_seconds
+    patience = values.config.parallel if "parallel" in (values.config or {}) else ParallelConfig
     if chosen == "compare":
         modes.compare(
             values.config,
@@ -175,7 +174,7 @@ def _run(values: flags.FlagValues, argv: Sequence[str]) -> None:
             raise ConfigError("--rollback is a command of its own: call it without --watch.")
         modes.roll_back(values.workdir, values.rollback)
         return
-    with REQUEST.heard(), joined(group, timeout, argv, _APART):
+    with REQUEST.heard(), joined(group, patience.timeout_seconds, argv, _APART, patience.stuck_seconds):
         _run_mode(values, chosen)
 
 

@@ -32,13 +32,16 @@ class Watch(threading.Thread):
     Args:
         meeting: the processes.
         timeout: seconds of silence after which a process counts as lost.
+        stuck: seconds after which one counts as lost that is behind the others, none of which advances.
         request: where the run is asked to stop.
     """
 
-    def __init__(self, meeting: Meeting, timeout: float, request: StopRequest):
+    def __init__(self, meeting: Meeting, timeout: float, stuck: float, request: StopRequest):
         super().__init__(name="watch over the other processes", daemon=True)
         self._me, self._peers, self._lines = meeting.me, meeting.peers, meeting.lines
         self._timeout, self._beat = timeout, min(max(timeout / 10, 0.2), 5.0)
+        self._stuck, self._advanced = stuck, time.monotonic()
+        self._boundaries = dict.fromkeys(range(len(self._peers)), 0)
         self._request = request
         self._first = meeting.me.index == 0
         self._heard = dict.fromkeys(self._lines, time.monotonic())
@@ -94,9 +97,12 @@ class Watch(threading.Thread):
                     self._take(index, message)
             self._send_what_is_due()
             self._look_for_the_lost()
+            self._look_for_the_stuck()
             self._end_together()
 
     def _take(self, index: int, message: dict[str, Any]) -> None:
+        if "beat" in message:
+            self._count(index, message["beat"])
         if "bye" in message:
             self._ended[index] = message["bye"]
         if "told" in message:
@@ -116,7 +122,8 @@ class Watch(threading.Thread):
         now = time.monotonic()
         if now - self._beaten > self._beat:
             self._beaten = now
-            self._tell_all(beat=True)
+            self._count(self._me.index, self._request.passed)
+            self._tell_all(beat=self._request.passed)
         if self._request.told and not self._told:
             self._told = True
             if not self._first:
@@ -147,6 +154,24 @@ class Watch(threading.Thread):
             elif silent > self._timeout:
                 said = f"{self._peers[index]} has been silent for {silent:.0f} s (parallel.timeout_seconds)"
                 self._end_all(f"{said}: its host is down, hangs, or cannot be reached.", LOST, everybody)
+
+    def _count(self, index: int, passed: int) -> None:
+        if self._boundaries[index] != passed:
+            self._boundaries[index], self._advanced = passed, time.monotonic()
+
+    def _look_for_the_stuck(self) -> None:
+        """One whose main thread waits for something of its own, such as a disk, while the others wait for it."""
+        least, most = min(self._boundaries.values()), max(self._boundaries.values())
+        waited = time.monotonic() - self._advanced
+        if not self._first or self._ended or least == most or waited < self._stuck:
+            return
+        late = min(self._boundaries, key=lambda index: self._boundaries[index])
+        self._end_all(
+            f"{self._peers[late]} lives but is stuck: after step {least} of this start, with others after step {most}, "
+            f"none advanced for {waited:.0f} s (parallel.stuck_seconds). See its disks, and what it prints.",
+            LOST,
+            range(len(self._peers)),
+        )
 
     def _part_without_the_first(self) -> None:
         """The first process is gone after its end, and cannot say any more when all have come to theirs."""

@@ -133,6 +133,28 @@ def test_a_process_that_hangs_is_named_within_the_timeout():
     assert took < 12
 
 
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_a_process_that_lives_while_its_main_thread_waits_is_named(culprit):
+    with Members(3, mishaps=dict.fromkeys(range(3), "none") | {culprit: "stuck"}) as members:
+        ends = members.ends()
+    for code, _, error in ends.values():
+        assert code == LOST, ends
+        assert re.search(rf"process {culprit} \(.*\) lives but is stuck: after step 10 .* others after step 11", error)
+
+
+def test_processes_that_wait_together_or_advance_are_not_stuck(second, monkeypatch):
+    watch, _ = second
+    named = []
+    monkeypatch.setattr(watch, "_end_all", lambda why, code, those: named.append(why))
+    monkeypatch.setattr(watch, "_first", True)
+    for passed, since, expected in ((0, 100, 0), (1, 1, 0), (1, 100, 1)):
+        watch._count(0, passed)
+        watch._advanced = time.monotonic() - since
+        watch._look_for_the_stuck()
+        assert len(named) == expected, named
+    assert "process 1 (host, pid 101) lives but is stuck" in named[0]
+
+
 def test_a_process_that_does_not_come_is_named():
     with Members(3, timeout=2.0, missing=[2]) as members:
         ends = members.ends()
@@ -230,7 +252,7 @@ def second():
     line = Line(TcpLike(mine))
     peers = tuple(Peer(index, "host", 100 + index) for index in (0, 1))
     with mine, other:
-        yield Watch(Meeting(peers[1], peers, {0: line}), 20.0, StopRequest()), other
+        yield Watch(Meeting(peers[1], peers, {0: line}), 20.0, 20.0, StopRequest()), other
 
 
 class TcpLike:
