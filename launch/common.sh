@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # What the launch scripts share. With --dry-run nothing is done: each command is printed as it would be run.
+# Arrays that may be empty are written ${name[@]+"${name[@]}"}, for the bash 3.2 of macOS.
 
 dry_run=0
 LOST=69 PREEMPTED=75 # exit codes of mmrec_jax.main after which the same command goes on
@@ -26,17 +27,35 @@ run() { # run COMMAND...: runs it, or prints it
   fi
 }
 
-quoted() { # quoted WORD...: one string that a shell reads back as these words
-  local words
-  printf -v words '%q ' "$@"
-  printf '%s' "${words% }"
+quoted() { # quoted WORD...: one string that bash reads back as these words, also out of YAML in double quotes
+  local word character out i separator=''
+  for word in "$@"; do
+    out=$word
+    if [[ -z $word || $word == *[!A-Za-z0-9_@%+=:,./-]* ]]; then
+      out=''
+      for ((i = 0; i < ${#word}; i++)); do
+        character=${word:i:1}
+        case $character in
+          [\'\"\\]) printf -v character "'$'\\\\x%02x''" "'$character" ;;
+        esac
+        out+=$character
+      done
+      out="'$out'"
+    fi
+    printf '%s%s' "$separator" "$out"
+    separator=' '
+  done
 }
 
 pids=() signalled=0
+end_process() { # end_process PID: asks a process that runs beside the shell to end; a script may do it in its own way
+  kill -s TERM "$1" 2>/dev/null || true
+}
+
 terminate() { # for `trap terminate TERM INT`: ends what runs beside the shell, which a shell starts deaf to SIGINT
   local pid
   signalled=1
-  for pid in "${pids[@]}"; do kill -s TERM "$pid" 2>/dev/null || true; done
+  for pid in ${pids[@]+"${pids[@]}"}; do end_process "$pid"; done
 }
 
 await() { # await PID: sets `code` to the exit code of a process that runs beside the shell
@@ -51,20 +70,30 @@ await() { # await PID: sets `code` to the exit code of a process that runs besid
   done
 }
 
+goes_on() { # goes_on CODE: whether the same command goes on after it
+  (($1 == LOST || $1 == PREEMPTED))
+}
+
+worst_of() { # worst_of CODE...: sets `worst` to the first that is a mistake or crash, else to the first that is not 0
+  local code
+  worst=0
+  for code in "$@"; do
+    if ((code != 0)) && { ((worst == 0)) || { goes_on "$worst" && ! goes_on "$code"; }; }; then worst=$code; fi
+  done
+}
+
 until_done() { # until_done TIMES COMMAND...: runs it again, at most so often, where it lost a host or was ended, but not by us
   local left=$1 code=0 ended=0
   shift
   if ((dry_run)); then run "$@" && return; fi
   trap 'ended=1; terminate' TERM INT
-  while ((left > 0)); do
+  while true; do
     "$@" &
     pids=($!)
     if ((ended)); then terminate; fi # it came before the process was known
     await "${pids[0]}"
-    if ((ended || code != LOST && code != PREEMPTED)); then return "$code"; fi
+    if ((ended || left == 0)) || ! goes_on "$code"; then return "$code"; fi
     left=$((left - 1))
     printf 'ended with %s: again, from the last checkpoint\n' "$code" >&2
   done
-  # The last attempt takes the place of the shell, so that a signal to the script is one to the command.
-  exec "$@"
 }

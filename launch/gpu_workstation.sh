@@ -6,7 +6,8 @@
 #
 # --gpus      which GPUs (default: all)
 # --image     runs in this container, made from launch/Dockerfile.gpu (default: in the current environment)
-# --data      folder of the host that the container sees as /data: data, prepared data and workdirs
+# --data      folder of the host that the container sees as /data: data, prepared data and workdirs. What the run writes
+#             elsewhere is lost with the container: give --workdir=/data/...
 # --restarts  how often to start again after SIGTERM (default: 0)
 # FLAGS       of mmrec_jax.main
 set -euo pipefail
@@ -32,6 +33,9 @@ done
 
 if [[ -n $image ]]; then
   need --data "$data"
+  if [[ " $* " != *" --workdir=/data/"* ]]; then
+    printf 'what the run makes is lost with the container: --workdir=/data/... keeps it in %s\n' "$data" >&2
+  fi
   devices=all
   if [[ -n $gpus ]]; then devices="\"device=$gpus\""; fi
   # Docker passes SIGTERM to the program, which has this long to save.

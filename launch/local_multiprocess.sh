@@ -80,12 +80,11 @@ done
 
 if ((signalled)); then terminate; fi # it came before all of them were known
 
-worst=0
-for pid in "${pids[@]}"; do
+codes=()
+for pid in ${pids[@]+"${pids[@]}"}; do
   await "$pid"
-  if ((code != 0)) && { ((worst == 0)) || { ((worst == LOST || worst == PREEMPTED)) && ((code != LOST && code != PREEMPTED)); }; }; then
-    worst=$code
-  fi
+  codes+=("$code")
 done
+worst_of ${codes[@]+"${codes[@]}"}
 if ((worst != 0 && count > 1)); then printf 'what processes 1 to %s printed is in %s\n' "$((count - 1))" "$logs" >&2; fi
 exit "$worst"

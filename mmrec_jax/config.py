@@ -23,6 +23,7 @@ from mmrec_jax.backbones.config import ExtractionConfig, ModalityConfig
 from mmrec_jax.data.config import DataConfig
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.evaluation.config import EvaluationConfig
+from mmrec_jax.files import check_local
 from mmrec_jax.fusion import FusionConfig
 from mmrec_jax.objectives import ObjectiveConfig
 from mmrec_jax.parallel.config import ParallelConfig
@@ -108,6 +109,8 @@ class RunConfig:
             )
         if self.show_users < 0:
             raise ConfigError(f"show_users={self.show_users}: a number of users, or 0 for none.")
+        check_local("prepared", self.prepared)
+        check_local("warm_start", self.warm_start)
 
     @property
     def cached(self) -> dict[str, ModalityConfig]:

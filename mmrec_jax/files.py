@@ -1,9 +1,25 @@
-"""Small files that are there as a whole or not at all."""
+"""Places of files, and small files that are there as a whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+from mmrec_jax.errors import ConfigError
+
+
+def check_local(name: str, place: str | Path | None) -> None:
+    """Whether a place can be one of this machine's file systems; "" and None name none.
+
+    Raises:
+        ConfigError: it is a URL, which would be taken for the name of a folder here.
+    """
+    if place and re.match(r"[A-Za-z][\w+.-]*:/", str(place)):
+        raise ConfigError(
+            f"{name}={place}: a URL cannot be used here, only a path. Mount a disk that all hosts see (NFS, Filestore) "
+            "and name a folder of it; only the hidden states may lie in a bucket (store=gs://bucket/folder)."
+        )
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -39,6 +39,7 @@ from absl import logging as absl_logging
 
 from mmrec_jax.config_files import config_path, define_config, parse_flags
 from mmrec_jax.errors import ConfigError, HostError, Preempted, UserError
+from mmrec_jax.files import check_local
 
 MODES = ("train", "extract", "evaluate", "recommend", "inspect", "compare", "plan", "ab", "stream")
 ONLY = {
@@ -48,6 +49,8 @@ ONLY = {
     "stream": ("watch", "rollback"),
 }
 """Flags that would be passed over in silence by other modes, such as seeds that are not trained with."""
+LOCAL = ("workdir", "watch", "a", "b", "histories", "out")
+"""Flags that name files of this machine."""
 MISTAKE, INTERRUPTED = 2, 130  # exit codes
 LOST, PREEMPTED = 69, 75  # EX_UNAVAILABLE and EX_TEMPFAIL of sysexits.h
 DISTRIBUTED = ("train", "extract", "evaluate")
@@ -144,12 +147,13 @@ def _run(values: flags.FlagValues, argv: Sequence[str]) -> None:
     for mode, names in ONLY.items():
         if given := [name for name in names if mode != chosen and values[name].present]:
             raise ConfigError(f"--{given[0]} is read by --mode={mode} only, and the mode is {chosen}.")
+    for name in LOCAL:
+        check_local(f"--{name}", values[name].value)
     group = find_group(os.environ, values.coordinator, values.processes, values.process)
     check_mode(group, chosen, DISTRIBUTED)
     if values.processes == 1:
         os.environ["JAX_NUM_PROCESSES"] = "1"  # for the processes of a comparison
-    timeout = values.config.parallel.timeout_seconds if "parallel" in (values.config or {}) else None
-    timeout = timeout or ParallelConfig.timeout_seconds
+    patience = values.config.parallel if "parallel" in (values.config or {}) else ParallelConfig
     if chosen == "compare":
         modes.compare(
             values.config,
@@ -177,7 +181,7 @@ def _run(values: flags.FlagValues, argv: Sequence[str]) -> None:
             raise ConfigError("--rollback is a command of its own: call it without --watch.")
         modes.roll_back(values.workdir, values.rollback)
         return
-    with REQUEST.heard(), joined(group, timeout, argv, _APART):
+    with REQUEST.heard(), joined(group, patience.timeout_seconds, argv, _APART, patience.stuck_seconds):
         _run_mode(values, chosen)
 
 

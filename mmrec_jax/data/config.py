@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmrec_jax.errors import ConfigError
+from mmrec_jax.files import check_local
 
 LAYOUTS = ("auto", "tables", "movielens", "sequences", "recbole")
 
@@ -69,6 +70,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.source:
             raise ConfigError("data.source is empty: name a directory, or 'sample:movielens_small'.")
+        check_local("data.source", self.source)
         for key, allowed in _CHOICES.items():
             if getattr(self, key) not in allowed:
                 raise ConfigError(f"data.{key} is {getattr(self, key)!r}; it must be one of {', '.join(allowed)}.")

@@ -18,6 +18,7 @@ from mmrec_jax import experiment
 from mmrec_jax.comparison.config import is_comparison
 from mmrec_jax.config import VALIDATED, RunConfig, resolve
 from mmrec_jax.errors import CheckpointError, ConfigError, UserError
+from mmrec_jax.files import check_local
 from mmrec_jax.modes.versions import in_service
 from mmrec_jax.modes.workdir import CONFIG_FILE, check_same_run, is_trained, keep_config, read_config
 from mmrec_jax.systems import registry
@@ -289,8 +290,10 @@ def open_run(config: config_dict.ConfigDict | None, workdir: str | Path | None, 
             read as it is now.
 
     Raises:
-        ConfigError: neither is given, the config cannot work, or the workdir holds a trained run of another one.
+        ConfigError: neither is given, the config cannot work, or the workdir is a URL or holds a trained run of another
+            one.
     """
+    check_local("workdir", workdir)
     if is_comparison(config):
         raise ConfigError("The config is that of a comparison: add --mode=compare.")
     if config is not None:

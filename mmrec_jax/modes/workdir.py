@@ -39,6 +39,7 @@ FREE = (
     "parallel.expert",
     "parallel.rules",
     "parallel.timeout_seconds",
+    "parallel.stuck_seconds",
     "plan.*",
     "service.*",
     "training.epochs",

@@ -44,6 +44,9 @@ class ParallelConfig:
             half the bytes. A TPU multiplies float32 as bfloat16 by default, so that scores lose nothing there.
         timeout_seconds: of several processes, how long one may be late at the start or silent later on before it
             counts as lost, which ends the others.
+        stuck_seconds: of several processes, how long one that lives may be behind the others' step boundaries, none of
+            which advances, before it counts as lost too. Longer than anything that one process does by itself between
+            two steps, such as writing a checkpoint.
     """
 
     data: int = -1
@@ -54,6 +57,7 @@ class ParallelConfig:
     encode: str = "equal"
     messages: str = "float32"
     timeout_seconds: float = 300.0
+    stuck_seconds: float = 1800.0
 
     def __post_init__(self):
         sizes = self.sizes
@@ -75,8 +79,9 @@ class ParallelConfig:
                 f"parallel.encode='own': of the axes of the rows, {rows}, and those of the batch, {batch}, one must "
                 "begin with the other, so that every part of a batch has rows of its own, or several parts the same."
             )
-        if not self.timeout_seconds > 0:
-            raise ConfigError(f"parallel.timeout_seconds={self.timeout_seconds}: give a number of seconds above 0.")
+        for key in ("timeout_seconds", "stuck_seconds"):
+            if not getattr(self, key) > 0:
+                raise ConfigError(f"parallel.{key}={getattr(self, key)}: give a number of seconds above 0.")
         for logical, axes in self.rules:
             unknown = [axis for axis in _parts(axes) if axis not in AXES]
             if logical not in LOGICAL or unknown:

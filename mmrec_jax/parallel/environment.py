@@ -6,18 +6,26 @@ every launcher can be tested without being there.
 
 from __future__ import annotations
 
+import http.client
 import re
+import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmrec_jax.errors import ConfigError
+from mmrec_jax.errors import ConfigError, HostError
 
 TPU_PORT, XPK_PORT = 8482, 1234
 FIRST_PORT, PORTS = 61_000, 4_096
 """Above the ports that Linux gives to outgoing connections (32768 to 60999); the last is 65095."""
+
+COUNTS = ("JAX_NUM_PROCESSES", "JAX_PROCESS_COUNT", "NNODES")
+INDICES = ("JAX_PROCESS_ID", "NODE_RANK", "JOB_COMPLETION_INDEX")
+"""JAX's own names, and those of xpk for hosts without TPUs."""
+_ATTEMPTS = 5  # at the metadata server, a second apart
 
 Metadata = Callable[[str], str | None]
 """Name of an instance attribute -> its value, or None where the machine has none of that name."""
@@ -87,6 +95,8 @@ def detect(environment: Mapping[str, str], metadata: Metadata | None = None) -> 
     """
     if environment.get("JAX_NUM_PROCESSES") == "1":
         return None
+    if environment.get("JAX_COORDINATOR_IP"):  # MaxText's name
+        environment = {"JAX_COORDINATOR_ADDRESS": environment["JAX_COORDINATOR_IP"], **environment}
     for found in (_jax, _gke_tpu, lambda e: _tpu_vm(e, metadata), _open_mpi, _slurm, _kubernetes):
         group = found(environment)
         if group is not None:
@@ -95,7 +105,11 @@ def detect(environment: Mapping[str, str], metadata: Metadata | None = None) -> 
 
 
 def tpu_metadata(environment: Mapping[str, str]) -> Metadata | None:
-    """Reads the metadata server of a TPU VM; None where this machine has no TPU, or is told not to ask."""
+    """Reads the metadata server of a TPU VM; None where this machine has no TPU, or is told not to ask.
+
+    The reader raises HostError where the server is there and does not answer: a host that took this for the want of an
+    attribute would train by itself, and the others wait for it.
+    """
     if "TPU_SKIP_MDS_QUERY" in environment or not (Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists()):
         return None
     server = environment.get("GCE_METADATA_IP", "metadata.google.internal")
@@ -103,27 +117,47 @@ def tpu_metadata(environment: Mapping[str, str]) -> Metadata | None:
     def read(name: str) -> str | None:
         url = f"http://{server}/computeMetadata/v1/instance/attributes/{name}"
         request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
-        try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
-                return answer.read().decode()
-        except (urllib.error.URLError, TimeoutError):
-            return None
+        problem: Exception | None = None
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                time.sleep(1)
+            try:
+                with urllib.request.urlopen(request, timeout=5) as answer:
+                    return answer.read().decode()
+            except urllib.error.HTTPError as error:
+                error.close()
+                if error.code == 404:
+                    return None
+                problem = error
+            except (OSError, http.client.HTTPException) as error:
+                if isinstance(getattr(error, "reason", None), socket.gaierror):
+                    return None  # no machine of Google's
+                problem = error
+        raise HostError(
+            f"The metadata server of this TPU VM does not tell {name}: {problem}. Start again, or name the processes "
+            "by --coordinator, --processes and --process; TPU_SKIP_MDS_QUERY=1 in the environment asks it nothing."
+        ) from problem
 
     return read
 
 
 def _jax(environment: Mapping[str, str]) -> ProcessGroup | None:
-    """JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; or the names that xpk gives GPU hosts."""
-    if environment.get("JAX_COORDINATOR_IP"):
-        port, nodes, rank = _numbers(environment, ("JAX_COORDINATOR_PORT", "NNODES", "NODE_RANK"))
-        return ProcessGroup(environment["JAX_COORDINATOR_IP"], port, nodes, rank, "JAX_COORDINATOR_IP")
+    """JAX's own variables, where no launcher has others beside them."""
     elsewhere = ("JOB_COMPLETION_INDEX", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NODELIST")
     if not environment.get("JAX_COORDINATOR_ADDRESS") or any(name in environment for name in elsewhere):
         return None
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    return ProcessGroup(*_coordinator_count_and_index(environment), "JAX's variables")
+
+
+def _coordinator_count_and_index(environment: Mapping[str, str]) -> tuple[str, int, int, int]:
+    """Host and port of process 0, how many there are, and which one this is."""
+    first = "JAX_COORDINATOR_ADDRESS"
+    names = (first, *(next((n for n in names if environment.get(n)), names[0]) for names in (COUNTS, INDICES)))
     address, count, index = _all(environment, names)
-    host, number = _host_and_port(address, names[0])
-    return ProcessGroup(host, number, _number(count, names[1]), _number(index, names[2]), "JAX's variables")
+    if ":" not in address:  # as xpk has it
+        address = f"{address}:{environment.get('JAX_COORDINATOR_PORT', XPK_PORT)}"
+    host, port = _host_and_port(address, first)
+    return host, port, _number(count, names[1]), _number(index, names[2])
 
 
 def _gke_tpu(environment: Mapping[str, str]) -> ProcessGroup | None:
@@ -201,16 +235,12 @@ def _kubernetes(environment: Mapping[str, str]) -> ProcessGroup | None:
     """An indexed Job or a JobSet whose manifest names the coordinator; without it its pods work each for itself."""
     if "JOB_COMPLETION_INDEX" not in environment or not environment.get("JAX_COORDINATOR_ADDRESS"):
         return None
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JOB_COMPLETION_INDEX")
-    address, count, pod = _all(environment, names)
-    if ":" not in address:  # as xpk has it
-        address = f"{address}:{environment.get('JAX_COORDINATOR_PORT', XPK_PORT)}"
-    host, port = _host_and_port(address, names[0])
-    index = _number(pod, names[2])
-    if "JOB_INDEX" in environment:  # of a JobSet of several jobs, each with the same number of pods
+    host, port, count, index = _coordinator_count_and_index(environment)
+    whole = any(environment.get(name) for name in INDICES[:-1])
+    if "JOB_INDEX" in environment and not whole:  # of a JobSet of several jobs, each with the same number of pods
         pods = _numbers(environment, ("PROCESSES_IN_JOB",))[0]
         index += pods * _number(environment["JOB_INDEX"], "JOB_INDEX")
-    return ProcessGroup(host, port, _number(count, names[1]), index, "Kubernetes")
+    return ProcessGroup(host, port, count, index, "Kubernetes")
 
 
 def expand_hosts(expression: str) -> list[str]:

@@ -55,7 +55,7 @@ class Line:
             self.open = False
 
     def receive(self) -> list[dict[str, Any]]:
-        """The messages that have come, after `ready` named this line."""
+        """The messages that have come, after `ready` named this line. What is no message ends the line."""
         try:
             data = self._connection.recv(2**16)
         except OSError:
@@ -64,7 +64,14 @@ class Line:
             self.open = False
             return []
         *whole, self._rest = (self._rest + data).split(b"\n")
-        return [json.loads(text) for text in whole]
+        try:
+            messages = [json.loads(text) for text in whole]
+        except ValueError:
+            messages = [None]
+        if not all(isinstance(message, dict) for message in messages):
+            self.close()  # somebody else, such as a port scanner
+            return []
+        return messages
 
     def close(self) -> None:
         """Ends the connection."""

@@ -48,6 +48,11 @@ class StopRequest:
             self._passed += 1
             return self._last is not None and self._passed >= self._last
 
+    @property
+    def passed(self) -> int:
+        """How many boundaries this process has passed."""
+        return self._passed
+
     def ask(self) -> int:
         """How many boundaries this process has passed; it passes no further one before `decide`."""
         with self._changed:

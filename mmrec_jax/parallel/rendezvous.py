@@ -17,6 +17,7 @@ from mmrec_jax.parallel.peers import Line, Peer, ready
 
 _RETRY = 0.2  # seconds between two attempts to reach the first process
 _HELLO_SECONDS = 10.0
+_HELLO = frozenset({"index", "count", "host", "pid", "run"})
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def _first(group: ProcessGroup, me: Peer, timeout: float, run: str) -> Meeting:
                 break
             line = Line(connection)
             said = _hear(line, min(_HELLO_SECONDS, deadline - time.monotonic()))
-            if said is None or "index" not in said:
+            if said is None or not said.keys() >= _HELLO:
                 line.close()  # a port scanner, or a process that died
                 continue
             if problem := _unfit(said, group, run, peers):
@@ -131,7 +132,8 @@ def _other(group: ProcessGroup, me: Peer, timeout: float, run: str) -> Meeting:
     line.send(index=me.index, count=group.count, host=me.host, pid=me.pid, run=run)
     # The first process counts from its own start, and says who is late.
     said = _hear(line, timeout + _HELLO_SECONDS)
-    if said is None:
+    if said is None or not said.keys() & {"refused", "all"}:
+        line.close()
         raise HostError(f"{where} ended or fell silent before all {group.count} processes were there: see its output.")
     if "refused" in said:
         raise HostError(said["refused"])

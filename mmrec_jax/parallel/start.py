@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import mmrec_jax
 from mmrec_jax.errors import ConfigError, HostError, Preempted, UserError
+from mmrec_jax.parallel.config import ParallelConfig
 from mmrec_jax.parallel.environment import ProcessGroup, detect, from_flags, tpu_metadata
 from mmrec_jax.parallel.preemption import REQUEST
 from mmrec_jax.parallel.rendezvous import meet
@@ -35,7 +36,13 @@ def find_group(
 
 
 @contextlib.contextmanager
-def joined(group: ProcessGroup | None, timeout: float, argv: Sequence[str], apart: threading.Event) -> Iterator[None]:
+def joined(
+    group: ProcessGroup | None,
+    timeout: float,
+    argv: Sequence[str],
+    apart: threading.Event,
+    stuck: float = ParallelConfig.stuck_seconds,
+) -> Iterator[None]:
     """A run of several processes, from their meeting to their end. Does nothing for a process that is alone.
 
     While this lasts, a process that is lost ends all others, with code 69 and its name on their standard error.
@@ -46,6 +53,7 @@ def joined(group: ProcessGroup | None, timeout: float, argv: Sequence[str], apar
         argv: command line, which must be the same for all but for their numbers.
         apart: is set from the beginning until all came to a good end: a process that ends in between must do so without
             JAX's own way out, which waits for the others.
+        stuck: seconds to wait for one that lives and does not advance.
 
     Raises:
         HostError: not all came, or JAX could not connect them.
@@ -56,7 +64,7 @@ def joined(group: ProcessGroup | None, timeout: float, argv: Sequence[str], apar
     apart.set()
     flags = [flag for flag in argv[1:] if not flag.startswith(_OWN_FLAGS)]
     told = hashlib.sha256("\n".join(flags).encode()).hexdigest()[:8]
-    watch = Watch(meet(group, timeout, f"mmrec_jax {mmrec_jax.__version__}, flags {told}"), timeout, REQUEST)
+    watch = Watch(meet(group, timeout, f"mmrec_jax {mmrec_jax.__version__}, flags {told}"), timeout, stuck, REQUEST)
     REQUEST.grouped = True
     watch.start()
     put_off_aborts()
@@ -64,8 +72,7 @@ def joined(group: ProcessGroup | None, timeout: float, argv: Sequence[str], apar
         _start_jax(group, timeout)
         yield
     except Preempted as stopped:
-        watch.leave(STOPPED if stopped.at_boundary else TOLD)
-        if stopped.at_boundary:
+        if watch.leave(STOPPED if stopped.at_boundary else TOLD) and stopped.at_boundary:
             apart.clear()
         raise
     except KeyboardInterrupt:
@@ -76,8 +83,8 @@ def joined(group: ProcessGroup | None, timeout: float, argv: Sequence[str], apar
             watch.settle()  # a collective breaks with an error of its own where a process is lost
         watch.leave(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         raise
-    watch.leave(FINISHED)
-    apart.clear()
+    if watch.leave(FINISHED):
+        apart.clear()
 
 
 def put_off_aborts() -> None:

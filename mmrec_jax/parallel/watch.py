@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,13 +32,16 @@ class Watch(threading.Thread):
     Args:
         meeting: the processes.
         timeout: seconds of silence after which a process counts as lost.
+        stuck: seconds after which one counts as lost that is behind the others, none of which advances.
         request: where the run is asked to stop.
     """
 
-    def __init__(self, meeting: Meeting, timeout: float, request: StopRequest):
+    def __init__(self, meeting: Meeting, timeout: float, stuck: float, request: StopRequest):
         super().__init__(name="watch over the other processes", daemon=True)
         self._me, self._peers, self._lines = meeting.me, meeting.peers, meeting.lines
         self._timeout, self._beat = timeout, min(max(timeout / 10, 0.2), 5.0)
+        self._stuck, self._advanced = stuck, time.monotonic()
+        self._boundaries = dict.fromkeys(range(len(self._peers)), 0)
         self._request = request
         self._first = meeting.me.index == 0
         self._heard = dict.fromkeys(self._lines, time.monotonic())
@@ -45,12 +49,14 @@ class Watch(threading.Thread):
         self._passed: dict[int, int] = {}
         self._asked = self._told = False
         self._leaving: str | None = None
+        self._all_ended = True
         self._over = threading.Event()
         self._beaten = 0.0
         self._bad_since: float | None = None
 
-    def leave(self, how: str) -> None:
-        """Tells the others how this process ends, and waits until all have.
+    def leave(self, how: str) -> bool:
+        """Tells the others how this process ends, and waits until all have. False where the first process is gone
+        before it could tell so.
 
         Args:
             how: `FINISHED`, `STOPPED` (with the others, at a step boundary), `TOLD` (by SIGTERM, outside of training),
@@ -58,6 +64,7 @@ class Watch(threading.Thread):
         """
         self._leaving = how
         self._over.wait()
+        return self._all_ended
 
     def settle(self) -> None:
         """Waits, after an error that the loss of another process may have caused, as long as one may be found lost.
@@ -74,7 +81,14 @@ class Watch(threading.Thread):
         return silent or any(how not in (FINISHED, STOPPED) for how in self._ended.values())
 
     def run(self) -> None:
-        """Watches until all have ended."""
+        """Watches until all have ended. Where that fails it ends the process, which would wait for ever in `leave`."""
+        try:
+            self._watch()
+        except Exception:
+            traceback.print_exc()
+            os._exit(1)
+
+    def _watch(self) -> None:
         while not self._over.is_set():
             for line in ready(self._lines.values(), _POLL):
                 index = next(index for index, other in self._lines.items() if other is line)
@@ -83,9 +97,12 @@ class Watch(threading.Thread):
                     self._take(index, message)
             self._send_what_is_due()
             self._look_for_the_lost()
+            self._look_for_the_stuck()
             self._end_together()
 
     def _take(self, index: int, message: dict[str, Any]) -> None:
+        if "beat" in message:
+            self._count(index, message["beat"])
         if "bye" in message:
             self._ended[index] = message["bye"]
         if "told" in message:
@@ -105,7 +122,8 @@ class Watch(threading.Thread):
         now = time.monotonic()
         if now - self._beaten > self._beat:
             self._beaten = now
-            self._tell_all(beat=True)
+            self._count(self._me.index, self._request.passed)
+            self._tell_all(beat=self._request.passed)
         if self._request.told and not self._told:
             self._told = True
             if not self._first:
@@ -127,6 +145,8 @@ class Watch(threading.Thread):
         now, everybody = time.monotonic(), range(len(self._peers))
         for index, line in self._lines.items():
             if index in self._ended:
+                if not self._first and not line.open:
+                    self._part_without_the_first()
                 continue
             silent = now - self._heard[index]
             if not line.open:
@@ -134,6 +154,38 @@ class Watch(threading.Thread):
             elif silent > self._timeout:
                 said = f"{self._peers[index]} has been silent for {silent:.0f} s (parallel.timeout_seconds)"
                 self._end_all(f"{said}: its host is down, hangs, or cannot be reached.", LOST, everybody)
+
+    def _count(self, index: int, passed: int) -> None:
+        if self._boundaries[index] != passed:
+            self._boundaries[index], self._advanced = passed, time.monotonic()
+
+    def _look_for_the_stuck(self) -> None:
+        """One whose main thread waits for something of its own, such as a disk, while the others wait for it."""
+        least, most = min(self._boundaries.values()), max(self._boundaries.values())
+        waited = time.monotonic() - self._advanced
+        if not self._first or self._ended or least == most or waited < self._stuck:
+            return
+        late = min(self._boundaries, key=lambda index: self._boundaries[index])
+        self._end_all(
+            f"{self._peers[late]} lives but is stuck: after step {least} of this start, with others after step {most}, "
+            f"none advanced for {waited:.0f} s (parallel.stuck_seconds). See its disks, and what it prints.",
+            LOST,
+            range(len(self._peers)),
+        )
+
+    def _part_without_the_first(self) -> None:
+        """The first process is gone after its end, and cannot say any more when all have come to theirs."""
+        if self._leaving is not None:
+            self._all_ended = False
+            self._over.set()
+        elif self._ended[0] not in (FINISHED, STOPPED):
+            self._exit(*self._cause(0))
+
+    def _cause(self, index: int) -> tuple[str, int]:
+        """Why all end where a process came to a bad end, and the exit code of the others."""
+        if self._ended[index] == TOLD:
+            return f"{self._peers[index]} was told to end (SIGTERM) outside of a training step.", PREEMPTED
+        return f"{self._peers[index]} failed: {self._ended[index]}", LOST
 
     def _end_together(self) -> None:
         """A good end waits for that of all; after a bad one the others have a moment to come to theirs."""
@@ -147,12 +199,7 @@ class Watch(threading.Thread):
             self._bad_since = self._bad_since or time.monotonic()
             if time.monotonic() - self._bad_since < _GRACE:
                 return
-            cause = self._peers[bad[0]]
-            if self._ended[bad[0]] == TOLD:
-                why, code = f"{cause} was told to end (SIGTERM) outside of a training step.", PREEMPTED
-            else:
-                why, code = f"{cause} failed: {self._ended[bad[0]]}", LOST
-            self._end_all(why, code, left)
+            self._end_all(*self._cause(bad[0]), left)
         elif left:
             return
         self._tell_all(over=True)

@@ -63,6 +63,27 @@ def test_flags_and_values_that_cannot_be(refused, shop, tmp_path, flags, message
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("flag", "mode"),
+    [
+        ("--workdir", "train"),
+        ("--workdir", "plan"),
+        ("--watch", "stream"),
+        ("--out", "recommend"),
+        ("--config.prepared", "train"),
+        ("--config.data.source", "train"),
+        ("--config.warm_start", "train"),
+    ],
+)
+def test_a_bucket_is_refused_where_files_have_to_be_local(refused, shop, tmp_path, monkeypatch, flag, mode):
+    monkeypatch.chdir(tmp_path)
+    argv = arguments(shop, tmp_path / "new", f"--mode={mode}", f"{flag}=gs://bucket/folder")
+    message = refused(argv)
+    assert f"{flag.removeprefix('--config.')}=gs://bucket/folder: a URL cannot be used here" in message
+    assert "store=gs://bucket/folder" in message
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_config_files_that_cannot_be_loaded_are_named_with_the_line(refused, tmp_path):
     def loaded(path):
         return refused(["mmrec_jax", f"--config={path}"])

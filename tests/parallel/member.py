@@ -25,13 +25,15 @@ def main(count: int, index: int, port: int, timeout: float, steps: int, mishap: 
         port: of the first one.
         timeout: see `parallel.start.joined`.
         steps: to take.
-        mishap: what happens to this process: "flags" (other ones than the others'), "mistake", "hang".
+        mishap: what happens to this process: "flags" (other ones than the others'), "mistake", "hang",
+            "stuck" (the main thread alone).
     """
     apart, taken = threading.Event(), 0
     group = from_flags(f"127.0.0.1:{port}", count, index)
+    stuck = 3.0 if mishap else 1000.0
     argv = ["member", "--flag=other" if mishap == "flags" else "--flag=same"]
     try:
-        with REQUEST.heard(), joined(group, timeout, argv, apart):
+        with REQUEST.heard(), joined(group, timeout, argv, apart, stuck):
             import jax
             import numpy as np
             from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -49,6 +51,8 @@ def main(count: int, index: int, port: int, timeout: float, steps: int, mishap: 
                         print("stepping", flush=True)
                     if step == 10 and mishap == "mistake":
                         raise ConfigError("a mistake of one")
+                    if step == 10 and mishap == "stuck":
+                        time.sleep(1000)
                     if step == 10 and mishap == "hang":
                         os.kill(os.getpid(), signal.SIGSTOP)
                     if REQUEST.boundary():

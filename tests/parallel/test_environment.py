@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import http.server
+import threading
+from typing import ClassVar
+
 import pytest
 
-from mmrec_jax.errors import ConfigError
-from mmrec_jax.parallel.environment import ProcessGroup, detect, expand_hosts, from_flags
+from mmrec_jax.errors import ConfigError, HostError
+from mmrec_jax.parallel import environment
+from mmrec_jax.parallel.environment import ProcessGroup, detect, expand_hosts, from_flags, tpu_metadata
 
 SLURM = {
     "SLURM_JOB_ID": "4100",
@@ -180,10 +185,84 @@ def test_kubernetes_needs_a_coordinator_in_the_manifest():
         detect({name: value for name, value in JOB.items() if name != "JAX_NUM_PROCESSES"})
 
 
-def test_xpk_names_the_hosts_of_gpus_its_own_way():
+# What xpk and Kubernetes put into a pod (`docker_resources.py` of xpk), as far as it tells of processes.
+XPK_GPUS = {
+    "REPLICATED_JOB_NAME": "slice-job",
+    "JOBSET_NAME": "rec",
+    "JAX_COORDINATOR_ADDRESS": "rec-slice-job-0-0.rec",
+    "NNODES": "4",
+    "NODE_RANK": "3",
+    "USE_GPUDIRECT": "tcpxo",
+    "GPUS_PER_NODE": "8",
+    "JAX_COORDINATOR_PORT": "6002",
+    "JOB_COMPLETION_INDEX": "3",
+    "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+}
+XPK_CPUS = {
+    "REPLICATED_JOB_NAME": "slice-job",
+    "JOB_INDEX": "1",
+    "JOB_COMPLETION_INDEX": "0",
+    "PROCESSES_IN_JOB": "2",
+    "JAX_PROCESS_COUNT": "4",
+    "JAX_COORDINATOR_ADDRESS": "rec-slice-job-0-0.rec",
+}
+
+
+def test_xpk_names_its_hosts_without_tpus_its_own_way():
+    assert where(detect(XPK_GPUS)) == ("rec-slice-job-0-0.rec:6002", 4, 3, "Kubernetes")
+    assert where(detect(XPK_CPUS)) == ("rec-slice-job-0-0.rec:1234", 4, 2, "Kubernetes")
+    assert detect({**XPK_GPUS, "NNODES": "1", "NODE_RANK": "0"}) is None
+    without = {name: value for name, value in XPK_GPUS.items() if name != "JOB_COMPLETION_INDEX"}
+    assert where(detect(without)) == ("rec-slice-job-0-0.rec:6002", 4, 3, "JAX's variables")
+
+
+def test_maxtext_calls_the_coordinator_by_another_name():
     found = {"JAX_COORDINATOR_IP": "10.0.0.9", "JAX_COORDINATOR_PORT": "6002", "NNODES": "4", "NODE_RANK": "3"}
-    assert where(detect(found)) == ("10.0.0.9:6002", 4, 3, "JAX_COORDINATOR_IP")
+    assert where(detect(found)) == ("10.0.0.9:6002", 4, 3, "JAX's variables")
+    assert where(detect({**found, "JOB_COMPLETION_INDEX": "3"})) == ("10.0.0.9:6002", 4, 3, "Kubernetes")
     assert detect({**found, "JAX_COORDINATOR_IP": ""}) is None
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """A metadata server: status codes that it answers with, one after another, the last one again and again."""
+
+    codes: ClassVar[list[int]] = []
+
+    def do_GET(self):
+        self.send_response(self.codes.pop(0) if len(self.codes) > 1 else self.codes[0])
+        self.end_headers()
+        self.wfile.write(b"7")
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def metadata(monkeypatch):
+    """Reads an attribute from a metadata server that answers with these status codes."""
+    monkeypatch.setattr(environment.Path, "exists", lambda path: str(path) == "/dev/accel0")
+    monkeypatch.setattr(environment.time, "sleep", lambda _: None)
+    with http.server.HTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+
+        def read(*codes):
+            monkeypatch.setattr(Answers, "codes", list(codes))
+            return tpu_metadata({"GCE_METADATA_IP": f"127.0.0.1:{server.server_port}"})("agent-worker-number")
+
+        yield read
+        server.shutdown()
+
+
+def test_a_metadata_server_that_fails_is_asked_again_and_not_taken_for_an_answer(metadata):
+    assert metadata(200) == "7"
+    assert metadata(404) is None
+    assert metadata(503, 503, 200) == "7"
+    with pytest.raises(HostError, match=r"does not tell agent-worker-number: HTTP Error 503.*TPU_SKIP_MDS_QUERY=1"):
+        metadata(503)
+
+
+def test_a_machine_with_accelerators_elsewhere_has_no_metadata_server(metadata):
+    assert tpu_metadata({"GCE_METADATA_IP": "no-such-host.invalid"})("agent-worker-number") is None
 
 
 def test_hosts_are_one_for_each_process():

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-LAUNCH = Path(__file__).resolve().parent.parent.parent / "launch"
-SCRIPTS = ("tpu_pod.sh", "gke_xpk.sh", "slurm.sbatch", "gpu_workstation.sh", "local_multiprocess.sh")
+from tests.parallel.scripts import FLAGS, LAUNCH, clean, heard, launch, stand_in
+
+SCRIPTS = ("tpu_pod.sh", "tpu_host.sh", "gke_xpk.sh", "slurm.sbatch", "gpu_workstation.sh", "local_multiprocess.sh")
 WAITS = f"""#!{sys.executable}
 import signal
 
@@ -22,14 +22,6 @@ signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 print("started", flush=True)
 raise SystemExit(75 if signal.sigtimedwait([signal.SIGTERM], 20) else 0)
 """
-FLAGS = ("--config=my configs/crossan.py:smoke", "--config.evaluation.ks=(5, 10)")
-
-
-def launch(script, *arguments, **environment):
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "XLA_"))}
-    command = ["bash", str(LAUNCH / script), *arguments]
-    done = subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, timeout=30)
-    return done.returncode, [shlex.split(line) for line in done.stdout.splitlines()], done.stderr
 
 
 def test_processes_of_one_machine_differ_in_their_numbers_only():
@@ -42,26 +34,6 @@ def test_processes_of_one_machine_differ_in_their_numbers_only():
     assert len(lines) == 4
 
 
-def test_a_tpu_pod_is_made_set_up_used_and_given_back():
-    place = ("--dry-run", "--name=rec", "--zone=us-west4-a", "--project=p")
-    of_gcloud = ["gcloud", "compute", "tpus", "tpu-vm"]
-    where = ["--zone=us-west4-a", "--project=p"]
-    made = launch("tpu_pod.sh", "create", *place, "--type=v5litepod-16", "--spot")[1]
-    sizes = ["--accelerator-type=v5litepod-16", "--version=v2-alpha-tpuv5-lite", "--spot"]
-    assert made == [[*of_gcloud, "create", "rec", *where, *sizes]]
-    packed, copied, installed = launch("tpu_pod.sh", "install", *place)[1]
-    assert packed[0] == "git"
-    assert copied[4:6] == ["scp", packed[-2].removeprefix("--output=")]
-    assert "pip install" in installed[-1]
-    (run,) = launch("tpu_pod.sh", "run", *place, "--", *FLAGS)[1]
-    assert run[:-1] == [*of_gcloud, "ssh", "rec", *where, "--worker=all"]
-    remote = shlex.split(run[-1].removeprefix("--command="))  # as the shell of a host reads it
-    assert remote[remote.index("-m") :] == ["-m", "mmrec_jax.main", *FLAGS]
-    (stopped,) = launch("tpu_pod.sh", "stop", *place)[1]
-    assert "pkill -TERM" in stopped[-1]
-    assert launch("tpu_pod.sh", "delete", *place)[1] == [[*of_gcloud, "delete", "rec", *where, "--quiet"]]
-
-
 def test_a_workload_of_gke_runs_the_same_flags():
     options = ("--dry-run", "--cluster=c", "--workload=w", "--image=gcr.io/p/m:tpu", "--zone=z")
     code, (line,), _ = launch("gke_xpk.sh", *options, "--device=v6e-256", "--slices=2", "--", *FLAGS)
@@ -70,28 +42,30 @@ def test_a_workload_of_gke_runs_the_same_flags():
     assert {"--device-type=v6e-256", "--num-slices=2", "--docker-image=gcr.io/p/m:tpu", "--zone=z"} <= set(line)
     command = shlex.split(line[-1].removeprefix("--command="))
     assert command == ["exec", "python", "-m", "mmrec_jax.main", *FLAGS]
-    gpus = launch("gke_xpk.sh", *options, "--device=h100-mega-80gb-8", "--slices=8", "--", *FLAGS)[1][0]
-    assert "--num-nodes=8" in gpus
+    assert not any(word.startswith("--storage") for word in line)
+    gpus = ("--device=h100-mega-80gb-8", "--slices=8", "--storage=shared")
+    assert {"--num-nodes=8", "--storage=shared"} <= set(launch("gke_xpk.sh", *options, *gpus, "--", *FLAGS)[1][0])
 
 
-def test_a_slurm_job_is_one_task_a_node():
-    code, (line,), _ = launch("slurm.sbatch", "--dry-run", "--image=m.sqsh", "--", *FLAGS)
-    assert code == 0
-    assert line[0] == "srun"
-    assert "--container-image=m.sqsh" in line
-    assert line[line.index("python") :] == ["python", "-u", "-m", "mmrec_jax.main", *FLAGS]
-    head = (LAUNCH / "slurm.sbatch").read_text()
-    for option in ("--ntasks-per-node=1", "--signal=TERM@180", "--requeue"):
-        assert f"#SBATCH {option}\n" in head
+def test_a_workload_of_gke_starts_again_after_the_exit_codes_of_a_lost_and_of_an_ended_process():
+    options = ("--cluster=c", "--workload=w", "--image=i", "--device=v6e-256", "--restarts=3")
+    line = launch("gke_xpk.sh", "--dry-run", *options, "--", *FLAGS)[1][0]
+    assert {"--max-restarts=3", "--restart-on-exit-codes=69,75"} <= set(line)
 
 
-def test_a_slurm_job_that_was_ended_goes_back_into_the_queue(tmp_path):
-    for name, ends in (("srun", "exit $CODE"), ("scontrol", 'echo "$@"')):
-        (tmp_path / name).write_text(f"#!/bin/bash\n{ends}\n")
-        (tmp_path / name).chmod(0o755)
-    around = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
-    for code, said in ((75, [["requeue", "17"]]), (69, [["requeue", "17"]]), (2, []), (0, [])):
-        assert launch("slurm.sbatch", "--", *FLAGS, CODE=str(code), **around)[:2] == (code, said)
+@pytest.mark.parametrize(
+    "word", ["a b", "(5, 10)", "it's", 'say "x"', "back\\slash", "('training',)", "", "$HOME", "*"]
+)
+def test_flags_are_quoted_for_bash_and_for_yaml_in_double_quotes(word):
+    command = f'source {LAUNCH}/common.sh; quoted "$@"'
+    text = subprocess.run(
+        ["bash", "-c", command, "it", word, "next"], capture_output=True, text=True, check=True
+    ).stdout
+    assert '"' not in text
+    # xpk writes it between double quotes: of the escapes that YAML has there, \xNN is the one that bash reads alike.
+    assert re.fullmatch(r"(?:[^\\]|\\x[0-9a-f]{2})*", text)
+    back = subprocess.run(["bash", "-c", f"printf '%s|' {text}"], capture_output=True, text=True, check=True).stdout
+    assert back == f"{word}|next|"
 
 
 def test_a_workstation_needs_no_connection():
@@ -103,42 +77,32 @@ def test_a_workstation_needs_no_connection():
     assert line[-3:] == ["m:gpu", *FLAGS]
 
 
+def test_a_container_without_a_workdir_in_its_data_folder_is_told_so():
+    options = ("--dry-run", "--image=m:gpu", "--data=/d", "--")
+    assert "lost with the container" in launch("gpu_workstation.sh", *options, "--workdir=runs/a")[2]
+    assert launch("gpu_workstation.sh", *options, "--workdir=/data/runs/a")[2] == ""
+
+
 def test_a_workstation_starts_again_as_often_as_it_is_told(tmp_path):
     count = tmp_path / "count"
-    (tmp_path / "env").write_text(f"#!/bin/bash\necho x >> {count}\nexit 75\n")
-    (tmp_path / "env").chmod(0o755)
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    assert launch("gpu_workstation.sh", "--restarts=2", "--", *FLAGS, PATH=path)[0] == 75
+    path = stand_in(tmp_path, "env", f"echo x >> {count}\nexit 75")
+    assert launch("gpu_workstation.sh", "--restarts=2", "--", *FLAGS, **path)[0] == 75
     assert count.read_text().count("x") == 3
 
 
 def test_the_worst_end_of_local_processes_is_told(tmp_path):
-    python = tmp_path / "python"
-    python.write_text('#!/bin/bash\nlast="${@: -1}"\nset -- $ENDS\nshift "${last#--process=}"\nexit "$1"\n')
-    python.chmod(0o755)
-    path = f"{tmp_path}:{os.environ['PATH']}"
+    path = stand_in(tmp_path, "python", 'last="${@: -1}"\nset -- $ENDS\nshift "${last#--process=}"\nexit "$1"')
     for ends, code in (("0 0 0", 0), ("0 75 0", 75), ("69 2 69", 2), ("69 75 69", 69)):
-        assert launch("local_multiprocess.sh", "3", "--port=9", "--", PATH=path, ENDS=ends)[0] == code, ends
+        assert launch("local_multiprocess.sh", "3", "--port=9", "--", **path, ENDS=ends)[0] == code, ends
 
 
-@pytest.fixture
-def heard():
-    """Lets what a test starts hear SIGINT: behind a shell the tests ignore it, and their children would too."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("heard")
 def test_ctrl_c_and_sigterm_end_local_processes(tmp_path):
-    python = tmp_path / "python"
-    python.write_text(WAITS)
-    python.chmod(0o755)
+    environment = clean(stand_in(tmp_path, "python", WAITS))
     command = ["bash", str(LAUNCH / "local_multiprocess.sh"), "2", "--port=9", f"--logs={tmp_path}", "--", "--flag"]
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     log = tmp_path / "process_1.log"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     for number in (signal.SIGINT, signal.SIGTERM):
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
+        with heard(), subprocess.Popen(command, env=environment, **pipes) as running:
             assert running.stdout.readline() == b"started\n"
             while not log.exists() or "started" not in log.read_text():
                 time.sleep(0.05)
@@ -148,16 +112,15 @@ def test_ctrl_c_and_sigterm_end_local_processes(tmp_path):
         log.unlink()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("restarts", [0, 2])
-def test_a_signal_to_a_script_is_one_to_what_it_runs_and_no_reason_to_start_it_again(tmp_path, restarts):
-    (tmp_path / "env").write_text(WAITS)
-    (tmp_path / "env").chmod(0o755)
+def test_a_signal_to_a_script_is_one_to_what_it_runs_and_no_reason_to_start_it_again(tmp_path, restarts, number):
+    environment = clean(stand_in(tmp_path, "env", WAITS))
     command = ["bash", str(LAUNCH / "gpu_workstation.sh"), f"--restarts={restarts}", "--", *FLAGS]
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as running:
+    with heard(), subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as running:
         assert running.stdout.readline() == b"started\n"
         time.sleep(0.2)  # as above
-        running.terminate()
+        running.send_signal(number)
         assert running.wait(timeout=15) == 75
         assert running.stdout.read() == b""
 
@@ -184,6 +147,26 @@ def test_every_script_says_what_it_is_for_and_knows_its_options(script):
     code = subprocess.run(["bash", str(LAUNCH / script), "--help"], capture_output=True, text=True, check=True).stdout
     assert f"launch/{script}" in code
     assert launch(script, "--no-such-option")[0] == 2
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "common.sh"])
+def test_arrays_that_may_be_empty_are_read_as_old_versions_of_bash_can(script):
+    """Before 4.4 an empty one is an error under `set -u`; macOS has 3.2."""
+    text = (LAUNCH / script).read_text()
+    subprocess.run(["bash", "-n", str(LAUNCH / script)], check=True)
+    for name in re.findall(r"(\w+)=\(\)", text):
+        assert not re.search(rf'(?<!\+)"\$\{{{name}\[@\]\}}"', text), name
+
+
+def test_images_are_made_of_what_docker_is_sent_and_name_their_platform():
+    sent = (LAUNCH.parent / ".dockerignore").read_text().splitlines()
+    assert sent[0] == "*"
+    for kind in ("tpu", "gpu"):
+        made = (LAUNCH / f"Dockerfile.{kind}").read_text()
+        assert re.search(r"^ENV .*JAX_PLATFORMS=\w+$", made, re.MULTILINE)
+        copied = [name for line in re.findall(r"^COPY (.*)$", made, re.MULTILINE) for name in line.split()[:-1]]
+        assert "configs" in copied
+        assert all(f"!{name}" in sent and (LAUNCH.parent / name).exists() for name in copied)
 
 
 def test_shellcheck_has_nothing_to_say():

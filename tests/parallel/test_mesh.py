@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
+import numpy as np
 import pytest
 from jax.sharding import AxisType
 
@@ -59,6 +62,45 @@ def test_a_mesh_has_auto_axes_and_one_device_is_none():
     assert mesh.shape == {"data": 1, "model": 1, "expert": 1}
     assert set(mesh.axis_types) == {AxisType.Auto}
     assert run_mesh(ParallelConfig(data=1)) is None
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What making a mesh asks of a device that is not here."""
+
+    id: int
+    platform: str
+    device_kind: str
+    slice_index: int
+    coords: tuple[int, int, int]
+    process_index: int = 0
+    core_on_chip: int = 0
+
+
+def chips(platform, slices, sides, kind="TPU v6 lite"):
+    return [
+        Chip(100 * part + place, platform, kind, part, (place // sides, place % sides, 0))
+        for part in range(slices)
+        for place in range(sides**2)
+    ]
+
+
+def test_only_the_axis_data_goes_between_slices():
+    mesh = make_mesh(ParallelConfig(model=2, expert=2), chips("tpu", 2, 4))
+    assert dict(mesh.shape) == {"data": 8, "model": 2, "expert": 2}
+    slices = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    assert (slices == np.repeat([0, 1], 4)[:, None, None]).all()
+    assert len(set(mesh.devices.flat)) == 32
+    with pytest.raises(ConfigError, match=r"parallel.data=1 on 2 slices of 16, 16 chips: give a multiple"):
+        make_mesh(ParallelConfig(data=1, model=-1), chips("tpu", 2, 4))
+
+
+def test_hosts_of_gpus_are_slices_of_jax_and_taken_in_order():
+    gpus = chips("gpu", 4, 2, "NVIDIA H100")
+    mesh = make_mesh(ParallelConfig(model=4), gpus[::-1])
+    assert [sorted(gpu.slice_index for gpu in row) for row in mesh.devices[:, :, 0]] == [[i] * 4 for i in range(4)]
+    wide = make_mesh(ParallelConfig(data=2, model=8), gpus)
+    assert [gpu.id for gpu in wide.devices.flat] == [gpu.id for gpu in gpus]
 
 
 def test_the_section_is_part_of_the_config():

@@ -41,6 +41,14 @@ exec {python} -m tests.parallel.recorded "$RECORDS/$$" "${{@:3}}"
 """
 
 
+@pytest.fixture(autouse=True)
+def _drawn():
+    """Moments and plans are drawn; a failure shows the number to draw them from again, by SEED=N in the environment."""
+    seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(10**9))
+    print(f"SEED={seed}")
+    random.seed(seed)
+
+
 class Runs:
     """One run, started again and again.
 
@@ -199,6 +207,7 @@ def test_killed_told_to_end_and_started_in_other_numbers_a_run_trains_each_user_
 def test_any_sequence_of_ends_and_numbers_of_processes_is_the_same_run(shop, alone, tmp_path, number):
     runs = Runs(shop, tmp_path / "shop")
     plan = [(random.choice((1, 2, 4)), random.choice((KILLED, TOLD))) for _ in range(2)]
+    print(plan)
     for count, end in plan:
         go_on(runs, count, end)
     last = (2, 4)[number % 2]
