@@ -38,7 +38,7 @@ def as_page(plan: dict[str, Any], command: str) -> str:
         parts += ["## Evaluation", _evaluation(plan)]
     if plan["extraction"]:
         parts += ["## Extraction", _extraction(plan["extraction"])]
-    if plan["compared"]:
+    if plan["compared"] or plan["not_compared"]:
         parts += ["## Scaling", _scaling(plan)]
     if plan["advice"]:
         parts += ["## What to change", _advice(plan["advice"])]
@@ -147,9 +147,13 @@ def _extraction(found: dict[str, Any]) -> str:
 
 
 def _scaling(plan: dict[str, Any]) -> str:
-    compared = plan["compared"]
-    rows = []
+    compared, rows = plan["compared"], []
+    left_out = "\n\n".join(f"Not compared: {why}" for why in dict.fromkeys(plan["not_compared"].values()))
+    if not compared:
+        return left_out
     for key, label in (("strong", "strong scaling: the same batch"), ("weak", "weak scaling: the same users a chip")):
+        if key not in compared:
+            continue
         part = compared[key]
         efficiency = part["efficiency"]
         rows.append(
@@ -168,7 +172,7 @@ def _scaling(plan: dict[str, Any]) -> str:
         "its step",
         *(f"efficiency, {account}" for account in ACCOUNTS),
     )
-    return table(head, rows)
+    return "\n\n".join(part for part in (table(head, rows), left_out) if part)
 
 
 def _advice(found: list[dict[str, Any]]) -> str:
