@@ -55,8 +55,9 @@ def make_plan(config: RunConfig, topology: Topology, sizes: Sizes, smaller: Topo
         "sizes": dataclasses.asdict(sizes),
         "axes": dict(zip(("distinct", "step"), axes(config, sizes, run.shards), strict=True)),
         "training": training,
+        "epoch": _epoch(training, run),
         "evaluation": _evaluation(plan_evaluation(run), run) if "evaluation" in wanted else None,
-        "extraction": {name: _extraction(found, sizes) for name, found in extraction.items()},
+        "extraction": {name: _extraction(found, sizes, config.plan.price) for name, found in extraction.items()},
         **_compared(others, left_out, run, training),
         "advice": _advice(training, run),
     }
@@ -153,6 +154,17 @@ def _step(step: StepPlan, run: RunShapes) -> dict[str, Any]:
     }
 
 
+def _epoch(training: dict[str, Any], run: RunShapes) -> dict[str, Any]:
+    """What an epoch of all users takes of the topology, by the roofline; None where no time is predicted."""
+    rate = training["examples_per_second"]
+    hours = run.sizes.users / rate * run.topology.chips / 3600 if rate and training["fits"] is not False else None
+    return {"users": run.sizes.users, "chip_hours": hours, "price": _price(hours, run.config.plan.price)}
+
+
+def _price(hours: float | None, price: float) -> float | None:
+    return hours * price if hours is not None and price else None
+
+
 def _evaluation(found: EvaluationPlan, run: RunShapes) -> dict[str, Any]:
     topology = run.topology
     each = [times([program], topology)["roofline"] for program in found.programs]
@@ -172,8 +184,9 @@ def _evaluation(found: EvaluationPlan, run: RunShapes) -> dict[str, Any]:
     }
 
 
-def _extraction(found: ExtractionPlan, sizes: Sizes) -> dict[str, Any]:
+def _extraction(found: ExtractionPlan, sizes: Sizes, price: float) -> dict[str, Any]:
     program = found.program
+    hours = sizes.items / found.rate / 3600 if found.rate else None
     return {
         "batch": found.items,
         "flops": program.costs.flops,
@@ -181,7 +194,8 @@ def _extraction(found: ExtractionPlan, sizes: Sizes) -> dict[str, Any]:
         "compile_seconds": program.compile_seconds,
         "refused": program.refused,
         "items_per_second_and_chip": found.rate or None,
-        "chip_hours": sizes.items / found.rate / 3600 if found.rate else None,
+        "chip_hours": hours,
+        "price": _price(hours, price),
     }
 
 

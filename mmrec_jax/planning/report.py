@@ -30,7 +30,7 @@ def as_page(plan: dict[str, Any], command: str) -> str:
         "## Memory of a chip in training",
         _memory(training),
         "## A training step",
-        _seconds(training),
+        _seconds(plan),
         _programs(training["programs"]),
         _messages(training["programs"]),
     ]
@@ -67,13 +67,21 @@ def _memory(training: dict[str, Any]) -> str:
     return table(("group", "bytes"), [*rows, ("all", size(training["total_bytes"]))])
 
 
-def _seconds(training: dict[str, Any]) -> str:
+def _seconds(plan: dict[str, Any]) -> str:
+    training, epoch = plan["training"], plan["epoch"]
     found = training["seconds"]
     rows = [(name, duration(found[name]), text) for name, text in ACCOUNTS.items() if found[name]]
     if not rows:
         return "No time is predicted: " + (training["refused"] or "no rate is known of this chip.")
     rate = training["examples_per_second"]
-    return table(("step time", "", "by"), rows) + f"\n\n{rate:,.0f} examples a second by the roofline."
+    told = f"{rate:,.0f} examples a second by the roofline."
+    if epoch["chip_hours"] is not None:
+        told += f" An epoch of {epoch['users']:,} users takes {epoch['chip_hours']:,.2f} chip-hours{_money(epoch)}."
+    return table(("step time", "", "by"), rows) + f"\n\n{told}"
+
+
+def _money(part: dict[str, Any]) -> str:
+    return "" if part["price"] is None else f", which cost {part['price']:,.2f}"
 
 
 def _programs(programs: list[dict[str, Any]]) -> str:
@@ -140,10 +148,12 @@ def _extraction(found: dict[str, Any]) -> str:
             size(sum(part["memory"].values())),
             f"{part['items_per_second_and_chip']:,.0f}" if part["items_per_second_and_chip"] else "",
             f"{part['chip_hours']:,.1f}" if part["chip_hours"] else "",
+            *([f"{part['price']:,.2f}"] if part["price"] is not None else []),
         )
         for name, part in found.items()
     ]
-    return table(("modality", "batch", "flops an item", "memory", "items a second and chip", "hours of one chip"), rows)
+    head = ["modality", "batch", "flops an item", "memory", "items a second and chip", "hours of one chip"]
+    return table([*head, *["price"] * (len(rows[0]) - len(head))], rows)
 
 
 def _scaling(plan: dict[str, Any]) -> str:

@@ -49,8 +49,8 @@ class Topology:
     def smaller(self, chips: int = 16) -> Topology | None:
         """A slice of the same kind with at most so many chips, to compare with; None where this is as small.
 
-        The longest axis is divided by its smallest factor until it fits, in halves as a rule. Of a GPU cluster there are
-        the most hosts that divide its own, whole as long as one of them is not too much.
+        The longest axis is divided by its smallest factor until it fits, in halves as a rule. Of a GPU cluster it has
+        the most hosts that divide the cluster's, whole unless one alone is too much.
         """
         if self.chips <= chips or self.chip.platform == "cpu":
             return None

@@ -178,16 +178,41 @@ def test_what_does_not_fit_is_told_what_to_change_until_it_does(too_small):
     assert all(step["flags"] in page for step in tried)
 
 
-def test_a_run_with_the_proposed_changes_fits_as_it_was_told(too_small, small_chip):
+@pytest.fixture(scope="module")
+def fitting(too_small, small_chip) -> dict:
+    """A plan with the proposed changes, for a chip of two an hour."""
     config = small_config(small_chip["shop"])
+    config.plan.price = 2.0
     whole = {"training": {"batch_size": int}, "extraction": {"dtype": str}}
     for flag in " ".join(step["flags"] for step in too_small["advice"]).split():
         section, name = flag.removeprefix("--config.").split("=")[0].split(".")
         config[section][name] = whole[section][name](flag.split("=")[1])
     settings = resolve(config)
-    found = make_plan(settings, small_chip["topology"], chosen_sizes(settings), None)["training"]
+    return make_plan(settings, small_chip["topology"], chosen_sizes(settings), None)
+
+
+def test_a_run_with_the_proposed_changes_fits_as_it_was_told(too_small, fitting):
+    found = fitting["training"]
     assert found["fits"] is True
     assert found["total_bytes"] == pytest.approx(too_small["advice"][-1]["total_bytes"], rel=0.02)
+
+
+def test_an_epoch_costs_the_chip_hours_of_its_users(fitting, too_small, content):
+    epoch, rate = fitting["epoch"], fitting["training"]["examples_per_second"]
+    hours = USERS / rate / 3600
+    assert epoch == {"users": USERS, "chip_hours": pytest.approx(hours), "price": pytest.approx(2 * hours)}
+    told = f"An epoch of {USERS} users takes {hours:,.2f} chip-hours, which cost {2 * hours:,.2f}."
+    assert told in as_page(fitting, "a command")
+    # What does not fit takes no time, nor what no rates are known of.
+    for other in (too_small, content):
+        assert other["epoch"] == {"users": USERS, "chip_hours": None, "price": None}
+        assert "chip-hours" not in as_page(other, "a command")
+
+
+def test_without_a_price_no_money_is_told(fitting):
+    page = as_page({**fitting, "epoch": {**fitting["epoch"], "price": None}}, "a command")
+    assert "chip-hours." in page
+    assert "cost" not in page.split("## Where this is weak")[0]
 
 
 def test_a_step_takes_as_long_as_its_products_and_its_traffic(too_small):
