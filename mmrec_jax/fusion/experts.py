@@ -91,7 +91,9 @@ class Experts(nn.Module):
 
     def _tell_load(self, name: str, load: Float[Array, " expert"]) -> None:
         """Metrics of the experts' parts of all vectors; an even load is 1."""
-        self.sow(METRICS, f"expert_load_{name}", load * self.config.experts)
+        # Numbers, which are written at each log step, where an array would be told once an epoch.
+        for number in range(self.config.experts):
+            self.sow(METRICS, f"expert_load_{name}/{number}", load[number] * self.config.experts)
         self.sow(METRICS, f"expert_load_max_{name}", jnp.max(load) * self.config.experts)
         self.sow(METRICS, f"expert_load_min_{name}", jnp.min(load) * self.config.experts)
         self.sow(METRICS, f"experts_dead_{name}", jnp.sum(load == 0))

@@ -24,6 +24,7 @@ class Chip:
             (TPU: the inter-chip links, half of the documents' bidirectional figure; GPU: NVLink inside a host).
         axes: of the torus that the links make; 0 where all chips of a host reach each other through a switch.
         wraps: length from which on an axis of a slice closes to a ring; shorter ones are lines, at half the rate.
+        host: GPUs of a host at most; 0 where a topology's shape has no hosts.
         host_network: bytes a second and chip between hosts, where that is another network; 0 where it is the same.
         latency: seconds a message takes from chip to chip. Measured by nobody here: an assumption.
         clock: cycles a second, which turns the compiler's cycles into seconds; 0 where it tells none.
@@ -39,6 +40,7 @@ class Chip:
     network: float = 0.0
     axes: int = 0
     wraps: int = 0
+    host: int = 0
     host_network: float = 0.0
     latency: float = 1e-6
     clock: float = 0.0
@@ -102,6 +104,7 @@ CHIPS = {
             memory=84978434048.0,
             bandwidth=3352.32e9,
             network=450e9,
+            host=8,
             host_network=50e9,
             latency=1e-5,
             source="NVIDIA H100 SXM5 data sheet, dense; NVLink 4 of 900 GB/s both ways together; between hosts a port "

@@ -21,6 +21,7 @@ class PlanConfig:
         tokens: of a text, on average; 0 is `max_tokens`. Texts of live backbones share rows.
         history: items that a user to be evaluated already had, which are masked in the ranking.
         programs: what to plan, of `PROGRAMS`; training is always planned.
+        price: of a chip-hour, in any currency; 0 where none is given.
         compare: chips of the smaller slice that the step is compared with; 0 compares with none.
     """
 
@@ -32,13 +33,14 @@ class PlanConfig:
     history: int = 32
     programs: tuple[str, ...] = PROGRAMS
     compare: int = 16
+    price: float = 0.0
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.programs) - set(PROGRAMS))
         if unknown:
             raise ConfigError(f"plan.programs: {', '.join(unknown)} unknown; choose from {', '.join(PROGRAMS)}.")
         for field in fields(self):
-            if field.name != "programs" and getattr(self, field.name) < 0:
+            if field.name != "programs" and not getattr(self, field.name) >= 0:
                 raise ConfigError(f"plan.{field.name}={getattr(self, field.name)}: must not be negative.")
         if self.catalogue and not self.users:
             raise ConfigError("plan.catalogue is set, and plan.users is not: say how many users there will be, too.")

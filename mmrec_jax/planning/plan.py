@@ -18,6 +18,9 @@ from mmrec_jax.planning.shapes import RunShapes, Sizes, axes, run_shapes
 from mmrec_jax.planning.topology import Topology
 from mmrec_jax.planning.training import StepPlan, plan_step
 
+COMPARED = ("strong", "weak")
+"""Kinds of scaling: the same batch on a smaller slice, and the same users a chip."""
+
 
 def make_plan(config: RunConfig, topology: Topology, sizes: Sizes, smaller: Topology | None) -> dict[str, Any]:
     """Compiles a run's programs and puts together what they tell.
@@ -34,6 +37,8 @@ def make_plan(config: RunConfig, topology: Topology, sizes: Sizes, smaller: Topo
             compiled for.
     """
     run = run_shapes(config, topology, sizes)
+    # Before anything is compiled: what cannot be compared must not cost the plan.
+    others, left_out = _others(config, topology, sizes, smaller)
     step = plan_step(run)
     wanted = config.plan.programs
     extraction = plan_extraction(config, topology) if "extraction" in wanted else {}
@@ -50,9 +55,10 @@ def make_plan(config: RunConfig, topology: Topology, sizes: Sizes, smaller: Topo
         "sizes": dataclasses.asdict(sizes),
         "axes": dict(zip(("distinct", "step"), axes(config, sizes, run.shards), strict=True)),
         "training": training,
+        "epoch": _epoch(training, run),
         "evaluation": _evaluation(plan_evaluation(run), run) if "evaluation" in wanted else None,
-        "extraction": {name: _extraction(found, sizes) for name, found in extraction.items()},
-        "compared": None if smaller is None else _compared(config, topology, smaller, sizes, training),
+        "extraction": {name: _extraction(found, sizes, config.plan.price) for name, found in extraction.items()},
+        **_compared(others, left_out, run, training),
         "advice": _advice(training, run),
     }
 
@@ -148,6 +154,17 @@ def _step(step: StepPlan, run: RunShapes) -> dict[str, Any]:
     }
 
 
+def _epoch(training: dict[str, Any], run: RunShapes) -> dict[str, Any]:
+    """What an epoch of all users takes of the topology, by the roofline; None where no time is predicted."""
+    rate = training["examples_per_second"]
+    hours = run.sizes.users / rate * run.topology.chips / 3600 if rate and training["fits"] is not False else None
+    return {"users": run.sizes.users, "chip_hours": hours, "price": _price(hours, run.config.plan.price)}
+
+
+def _price(hours: float | None, price: float) -> float | None:
+    return hours * price if hours is not None and price else None
+
+
 def _evaluation(found: EvaluationPlan, run: RunShapes) -> dict[str, Any]:
     topology = run.topology
     each = [times([program], topology)["roofline"] for program in found.programs]
@@ -167,8 +184,9 @@ def _evaluation(found: EvaluationPlan, run: RunShapes) -> dict[str, Any]:
     }
 
 
-def _extraction(found: ExtractionPlan, sizes: Sizes) -> dict[str, Any]:
+def _extraction(found: ExtractionPlan, sizes: Sizes, price: float) -> dict[str, Any]:
     program = found.program
+    hours = sizes.items / found.rate / 3600 if found.rate else None
     return {
         "batch": found.items,
         "flops": program.costs.flops,
@@ -176,24 +194,54 @@ def _extraction(found: ExtractionPlan, sizes: Sizes) -> dict[str, Any]:
         "compile_seconds": program.compile_seconds,
         "refused": program.refused,
         "items_per_second_and_chip": found.rate or None,
-        "chip_hours": sizes.items / found.rate / 3600 if found.rate else None,
+        "chip_hours": hours,
+        "price": _price(hours, price),
     }
 
 
-def _compared(
-    config: RunConfig, topology: Topology, smaller: Topology, sizes: Sizes, training: dict[str, Any]
-) -> dict[str, Any]:
-    """The step on a smaller slice: `strong` scaling has the same batch there, `weak` scaling the same users a chip."""
+def _others(
+    config: RunConfig, topology: Topology, sizes: Sizes, smaller: Topology | None
+) -> tuple[dict[str, RunShapes], dict[str, str]]:
+    """The run on a smaller slice: `strong` has the same batch there, `weak` the same users a chip; and of each that
+    there is not, why."""
+    if smaller is None:
+        if not config.plan.compare or topology.chip.platform == "cpu":
+            return {}, {}
+        why = f"{topology.name} has no more than plan.compare={config.plan.compare} chips."
+        return {}, dict.fromkeys(COMPARED, why)
     part = topology.chips // smaller.chips
     fewer = dataclasses.replace(
         sizes, batch=sizes.batch // part, distinct=sizes.distinct // part, steps=sizes.steps // part
     )
-    found: dict[str, Any] = {"topology": smaller.name, "chips": smaller.chips}
-    for name, chosen in (("strong", sizes), ("weak", fewer)):
-        run = run_shapes(config, smaller, chosen)
-        made = _step(plan_step(run), run)
+    found: dict[str, RunShapes] = {}
+    left_out = {}
+    for name, chosen in zip(COMPARED, (sizes, fewer), strict=True):
+        where = f"{smaller.name} with {chosen.batch:,} users a batch"
+        if not chosen.batch:
+            left_out[name] = f"{where}: training.batch_size={sizes.batch} is less than a user for each {part} chips."
+            continue
+        try:
+            found[name] = run_shapes(config, smaller, chosen)
+        except (ConfigError, PlanningError) as error:
+            left_out[name] = f"{where}: {error}"
+    return found, left_out
+
+
+def _compared(
+    others: dict[str, RunShapes], left_out: dict[str, str], run: RunShapes, training: dict[str, Any]
+) -> dict[str, Any]:
+    """The step on a smaller slice, as far as it could be compiled there: `compared` and `not_compared`."""
+    found: dict[str, Any] = {}
+    for name, other in others.items():
+        try:
+            made = _step(plan_step(other), other)
+        except PlanningError as error:
+            left_out = {**left_out, name: str(error)}
+            continue
+        smaller, chosen = other.topology, other.sizes
         # Examples a second and chip of the larger, as a share of those of the smaller.
-        share = chosen.batch / sizes.batch * topology.chips / smaller.chips
+        share = chosen.batch / run.sizes.batch * run.topology.chips / smaller.chips
+        found |= {"topology": smaller.name, "chips": smaller.chips}
         found[name] = {
             "batch": chosen.batch,
             "users_a_chip": chosen.batch / smaller.chips,
@@ -207,4 +255,4 @@ def _compared(
                 for account in training["seconds"]
             },
         }
-    return found
+    return {"compared": found or None, "not_compared": left_out}

@@ -30,7 +30,7 @@ def as_page(plan: dict[str, Any], command: str) -> str:
         "## Memory of a chip in training",
         _memory(training),
         "## A training step",
-        _seconds(training),
+        _seconds(plan),
         _programs(training["programs"]),
         _messages(training["programs"]),
     ]
@@ -38,7 +38,7 @@ def as_page(plan: dict[str, Any], command: str) -> str:
         parts += ["## Evaluation", _evaluation(plan)]
     if plan["extraction"]:
         parts += ["## Extraction", _extraction(plan["extraction"])]
-    if plan["compared"]:
+    if plan["compared"] or plan["not_compared"]:
         parts += ["## Scaling", _scaling(plan)]
     if plan["advice"]:
         parts += ["## What to change", _advice(plan["advice"])]
@@ -67,13 +67,21 @@ def _memory(training: dict[str, Any]) -> str:
     return table(("group", "bytes"), [*rows, ("all", size(training["total_bytes"]))])
 
 
-def _seconds(training: dict[str, Any]) -> str:
+def _seconds(plan: dict[str, Any]) -> str:
+    training, epoch = plan["training"], plan["epoch"]
     found = training["seconds"]
     rows = [(name, duration(found[name]), text) for name, text in ACCOUNTS.items() if found[name]]
     if not rows:
         return "No time is predicted: " + (training["refused"] or "no rate is known of this chip.")
     rate = training["examples_per_second"]
-    return table(("step time", "", "by"), rows) + f"\n\n{rate:,.0f} examples a second by the roofline."
+    told = f"{rate:,.0f} examples a second by the roofline."
+    if epoch["chip_hours"] is not None:
+        told += f" An epoch of {epoch['users']:,} users takes {epoch['chip_hours']:,.2f} chip-hours{_money(epoch)}."
+    return table(("step time", "", "by"), rows) + f"\n\n{told}"
+
+
+def _money(part: dict[str, Any]) -> str:
+    return "" if part["price"] is None else f", which cost {part['price']:,.2f}"
 
 
 def _programs(programs: list[dict[str, Any]]) -> str:
@@ -140,16 +148,22 @@ def _extraction(found: dict[str, Any]) -> str:
             size(sum(part["memory"].values())),
             f"{part['items_per_second_and_chip']:,.0f}" if part["items_per_second_and_chip"] else "",
             f"{part['chip_hours']:,.1f}" if part["chip_hours"] else "",
+            *([f"{part['price']:,.2f}"] if part["price"] is not None else []),
         )
         for name, part in found.items()
     ]
-    return table(("modality", "batch", "flops an item", "memory", "items a second and chip", "hours of one chip"), rows)
+    head = ["modality", "batch", "flops an item", "memory", "items a second and chip", "hours of one chip"]
+    return table([*head, *["price"] * (len(rows[0]) - len(head))], rows)
 
 
 def _scaling(plan: dict[str, Any]) -> str:
-    compared = plan["compared"]
-    rows = []
+    compared, rows = plan["compared"], []
+    left_out = "\n\n".join(f"Not compared: {why}" for why in dict.fromkeys(plan["not_compared"].values()))
+    if not compared:
+        return left_out
     for key, label in (("strong", "strong scaling: the same batch"), ("weak", "weak scaling: the same users a chip")):
+        if key not in compared:
+            continue
         part = compared[key]
         efficiency = part["efficiency"]
         rows.append(
@@ -168,7 +182,7 @@ def _scaling(plan: dict[str, Any]) -> str:
         "its step",
         *(f"efficiency, {account}" for account in ACCOUNTS),
     )
-    return table(head, rows)
+    return "\n\n".join(part for part in (table(head, rows), left_out) if part)
 
 
 def _advice(found: list[dict[str, Any]]) -> str:

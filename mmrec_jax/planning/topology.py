@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 import os
 import re
@@ -48,18 +49,23 @@ class Topology:
     def smaller(self, chips: int = 16) -> Topology | None:
         """A slice of the same kind with at most so many chips, to compare with; None where this is as small.
 
-        The longest axis is halved until it fits; of a GPU cluster, the hosts.
+        The longest axis is divided by its smallest factor until it fits, in halves as a rule. Of a GPU cluster it has
+        the most hosts that divide the cluster's, whole unless one alone is too much.
         """
-        shape = list(self.shape)
-        if math.prod(shape) <= chips or self.chip.platform == "cpu":
+        if self.chips <= chips or self.chip.platform == "cpu":
             return None
+        if self.chip.platform == "cuda":
+            parts = itertools.product(*map(_divisors, self.shape))
+            fitting = [part for part in parts if math.prod(part) <= chips]
+            whole = [part for part in fitting if part[2] == self.shape[2]]
+            found = max(
+                whole or [part for part in fitting if part[:2] == (1, 1)], key=lambda it: (math.prod(it), it[1])
+            )
+            return replace(self, shape=found)
+        shape = list(self.shape)
         while math.prod(shape) > chips:
             longest = max(range(len(shape)), key=lambda axis: shape[axis])
-            if self.chip.platform == "cuda":
-                longest = next((axis for axis in range(2) if shape[axis] > 1), 2)
-            if shape[longest] % 2:
-                return None
-            shape[longest] //= 2
+            shape[longest] //= _divisors(shape[longest])[1]
         return replace(self, shape=tuple(shape))
 
     def larger(self, chips: int) -> Topology | None:
@@ -72,6 +78,10 @@ class Topology:
             gpu = self.chip.platform == "cuda"
             shape[1 if gpu else min(range(len(shape)), key=lambda axis: shape[axis])] *= 2
         return replace(self, shape=tuple(shape))
+
+
+def _divisors(number: int) -> list[int]:
+    return [part for part in range(1, number + 1) if number % part == 0]
 
 
 def parse_topology(name: str) -> Topology:
@@ -88,6 +98,11 @@ def parse_topology(name: str) -> Topology:
     if len(shape) not in wanted or min(shape) < 1:
         raise PlanningError(
             f"--topology={name!r}: the shape of {chip.name} has {wanted[0]} sizes of at least 1: {EXAMPLES}."
+        )
+    if chip.host and shape[-1] > chip.host:
+        raise PlanningError(
+            f"--topology={name!r}: a host of {chip.name} has at most {chip.host} GPUs, and {shape[-1]} are asked for: "
+            f"take more hosts, such as {chip.name}:1x{math.ceil(math.prod(shape) / chip.host)}x{chip.host}."
         )
     return Topology(chip, shape)
 

@@ -1,6 +1,6 @@
 """One process of a run over several: what it did and measured, printed as JSON.
 
-python -m tests.parallel.worker SHOP WORKDIR PORT PROCESSES PROCESS
+python -m tests.parallel.worker CASE SHOP WORKDIR PORT PROCESSES PROCESS
 """
 
 from __future__ import annotations
@@ -9,15 +9,18 @@ import json
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
+import numpy as np
 
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.live.inputs import RawInputs
 from mmrec_jax.store import loading
 from mmrec_jax.training.processes import first_alone
-from tests.parallel.runs import LORA, SMALL, encoded, live_run, measured, shop_run, take_steps
+from mmrec_jax.training.trees import named_leaves
+from tests.parallel.runs import LORA, SHARED, SMALL, SOFTMAX, encoded, live_run, measured, shop_run, take_steps
 
 
 class Recorded:
@@ -64,20 +67,42 @@ def mistaken() -> str:
         return f"handled: {error}"
 
 
-def main(shop: str, workdir: str, port: str, processes: str, process: str) -> None:
-    jax.distributed.initialize(f"127.0.0.1:{port}", int(processes), int(process))
-    assert len(jax.devices()) == 8
-    assert len(jax.local_devices()) == 8 // int(processes)
+def as_configured(shop: Path, workdir: Path) -> dict[str, Any]:
+    """The defaults, and which rows this process reads."""
     stored, encoded_rows = set[int](), set[int]()
     found = {"mistake": [mistaken(), first_alone(lambda: "made", "no mistake")]}
     with rows_read(stored):
-        found |= measured(shop_run(Path(shop), Path(workdir), (8, 1, 1), **SMALL))
-    live = live_run(Path(shop), Path(workdir) / "live", (8, 1, 1), **LORA)
+        found |= measured(shop_run(shop, workdir, (8, 1, 1), **SMALL))
+    live = live_run(shop, workdir / "live", (8, 1, 1), **LORA)
     with inputs_read(encoded_rows):
         found["live"] = encoded(live)
     with inputs_read(stepped := set[int]()):
-        found["live_steps"] = take_steps(live, 1).metrics
-    print(json.dumps(found | {"stored": sorted(stored), "encoded": sorted(encoded_rows), "stepped": sorted(stepped)}))
+        steps = take_steps(live, 1)
+    found |= {"live_steps": steps.metrics, "live_gradients": [named_leaves(tree) for tree in steps.gradients]}
+    return found | {"stored": sorted(stored), "encoded": sorted(encoded_rows), "stepped": sorted(stepped)}
+
+
+def otherwise(shop: Path, workdir: Path) -> dict[str, Any]:
+    """What else a mesh can be told to do, with the axis `data` between two processes and `model` inside them."""
+    sizes = (2, 4, 1)
+    own = {"parallel__encode": "own", "parallel__rules": SHARED}
+    return {
+        "own": measured(shop_run(shop, workdir, sizes, **SMALL, **own)),
+        "local": measured(shop_run(shop, workdir, sizes, **SMALL, **own, parallel__negatives="local")),
+        "softmax": measured(shop_run(f"{shop},words", workdir, sizes, **SOFTMAX)),
+        # Heads and hidden units over the devices of a process, the width over the processes.
+        "live": measured(live_run(shop, workdir / "live", sizes, (("embed", "data"),), **LORA)),
+    }
+
+
+CASES = {"as_configured": as_configured, "otherwise": otherwise}
+
+
+def main(case: str, shop: str, workdir: str, port: str, processes: str, process: str) -> None:
+    jax.distributed.initialize(f"127.0.0.1:{port}", int(processes), int(process))
+    assert len(jax.devices()) == 8
+    assert len(jax.local_devices()) == 8 // int(processes)
+    print(json.dumps(CASES[case](Path(shop), Path(workdir)), default=np.ndarray.tolist))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from mmrec_jax.config import resolve
+from mmrec_jax.parallel import ParallelConfig
 from mmrec_jax.planning.chips import CHIPS
-from mmrec_jax.planning.plan import make_plan
+from mmrec_jax.planning.plan import _others, make_plan
 from mmrec_jax.planning.report import as_page
-from mmrec_jax.planning.shapes import chosen_sizes
-from mmrec_jax.planning.topology import Topology
+from mmrec_jax.planning.shapes import chosen_sizes, run_shapes
+from mmrec_jax.planning.topology import Topology, parse_topology
+from mmrec_jax.planning.training import StepPlan
 from tests.tiny_config import get_config
 from tests.tiny_run import arguments, subprocess_of
 
@@ -176,16 +178,41 @@ def test_what_does_not_fit_is_told_what_to_change_until_it_does(too_small):
     assert all(step["flags"] in page for step in tried)
 
 
-def test_a_run_with_the_proposed_changes_fits_as_it_was_told(too_small, small_chip):
+@pytest.fixture(scope="module")
+def fitting(too_small, small_chip) -> dict:
+    """A plan with the proposed changes, for a chip of two an hour."""
     config = small_config(small_chip["shop"])
+    config.plan.price = 2.0
     whole = {"training": {"batch_size": int}, "extraction": {"dtype": str}}
     for flag in " ".join(step["flags"] for step in too_small["advice"]).split():
         section, name = flag.removeprefix("--config.").split("=")[0].split(".")
         config[section][name] = whole[section][name](flag.split("=")[1])
     settings = resolve(config)
-    found = make_plan(settings, small_chip["topology"], chosen_sizes(settings), None)["training"]
+    return make_plan(settings, small_chip["topology"], chosen_sizes(settings), None)
+
+
+def test_a_run_with_the_proposed_changes_fits_as_it_was_told(too_small, fitting):
+    found = fitting["training"]
     assert found["fits"] is True
     assert found["total_bytes"] == pytest.approx(too_small["advice"][-1]["total_bytes"], rel=0.02)
+
+
+def test_an_epoch_costs_the_chip_hours_of_its_users(fitting, too_small, content):
+    epoch, rate = fitting["epoch"], fitting["training"]["examples_per_second"]
+    hours = USERS / rate / 3600
+    assert epoch == {"users": USERS, "chip_hours": pytest.approx(hours), "price": pytest.approx(2 * hours)}
+    told = f"An epoch of {USERS} users takes {hours:,.2f} chip-hours, which cost {2 * hours:,.2f}."
+    assert told in as_page(fitting, "a command")
+    # What does not fit takes no time, nor what no rates are known of.
+    for other in (too_small, content):
+        assert other["epoch"] == {"users": USERS, "chip_hours": None, "price": None}
+        assert "chip-hours" not in as_page(other, "a command")
+
+
+def test_without_a_price_no_money_is_told(fitting):
+    page = as_page({**fitting, "epoch": {**fitting["epoch"], "price": None}}, "a command")
+    assert "chip-hours." in page
+    assert "cost" not in page.split("## Where this is weak")[0]
 
 
 def test_a_step_takes_as_long_as_its_products_and_its_traffic(too_small):
@@ -198,3 +225,51 @@ def test_a_step_takes_as_long_as_its_products_and_its_traffic(too_small):
 
 def test_nothing_is_sent_on_one_chip(too_small):
     assert all(not program["collectives"] for program in too_small["training"]["programs"])
+
+
+@pytest.fixture
+def compared(small_chip, monkeypatch):
+    """A function: users a batch, and devices that the mesh has to have -> the plan for two of the small chips, compared
+    with one, and how many steps were compiled; nothing is."""
+    config, compiled = small_config(small_chip["shop"]), []
+    monkeypatch.setattr("mmrec_jax.planning.plan.plan_step", lambda run: compiled.append(run) or StepPlan([], {}))
+    one = small_chip["topology"]
+
+    def plan(batch: int, devices: int = 0) -> tuple[dict, int]:
+        def shapes(config, topology, sizes):
+            if devices:
+                ParallelConfig(data=devices).shape(topology.chips)
+            return dataclasses.replace(run_shapes(config, one, sizes), topology=topology)
+
+        monkeypatch.setattr("mmrec_jax.planning.plan.run_shapes", shapes)
+        config.training.batch_size = batch
+        settings = resolve(config)
+        return make_plan(settings, Topology(one.chip, (2,)), chosen_sizes(settings), one), len(compiled)
+
+    return plan
+
+
+def test_what_cannot_be_compared_costs_the_comparison_and_not_the_plan(compared):
+    found, compiled = compared(BATCH, devices=2)
+    assert compiled == 1
+    assert found["compared"] is None
+    page = as_page(found, "a command")
+    for name, users in (("strong", BATCH), ("weak", BATCH // 2)):
+        told = found["not_compared"][name]
+        assert told.startswith(f"cpu:1 with {users} users a batch: parallel.data=2")
+        assert f"Not compared: {told}" in page
+
+
+@pytest.mark.parametrize(("batch", "kinds"), [(1, {"strong"}), (2, {"strong", "weak"})])
+def test_of_two_comparisons_one_may_be_possible(compared, batch, kinds):
+    found, compiled = compared(batch)
+    assert compiled == 1 + len(kinds)
+    assert found["compared"].keys() - {"topology", "chips"} == kinds
+    assert found["not_compared"].keys() == {"strong", "weak"} - kinds
+    assert ("training.batch_size=1 is less than a user" in as_page(found, "a command")) == (len(kinds) == 1)
+
+
+def test_a_slice_as_small_as_what_it_would_be_compared_with_is_said_to_be(small_chip):
+    settings = resolve(small_config(small_chip["shop"]))
+    _, left_out = _others(settings, parse_topology("v5e:4x4"), chosen_sizes(settings), None)
+    assert set(left_out.values()) == {"v5e:4x4 has no more than plan.compare=16 chips."}

@@ -31,13 +31,30 @@ def test_other_names_are_told_what_there_is(name):
 
 
 @pytest.mark.parametrize(
-    ("large", "small"),
-    [("v5e:16x16", "v5e:4x4"), ("v5p:4x4x4", "v5p:2x2x4"), ("h100:1x8x8", "h100:1x1x8"), ("v5e:4x4", None)],
+    ("large", "limit", "small"),
+    [
+        ("v5e:16x16", 16, "v5e:4x4"),
+        ("v5p:4x4x4", 16, "v5p:2x2x4"),
+        ("v5p:4x4x12", 16, "v5p:2x2x3"),
+        ("v5e:4x4", 16, None),
+        ("h100:1x8x8", 8, "h100:1x1x8"),
+        ("h100:2x4x8", 32, "h100:1x4x8"),
+        ("h100:1x6x8", 16, "h100:1x2x8"),
+        ("h100:1x3x8", 16, "h100:1x1x8"),
+        ("h100:1x12x8", 32, "h100:1x4x8"),
+        ("h100:1x2x8", 4, "h100:1x1x4"),
+    ],
 )
-def test_a_slice_is_compared_with_a_small_one_of_its_kind(large, small):
-    limit = 8 if large.startswith("h100") else 16
+def test_a_slice_is_compared_with_a_small_one_of_its_kind(large, limit, small):
     found = parse_topology(large).smaller(limit)
     assert (found and sorted(found.shape)) == (small and sorted(parse_topology(small).shape))
+
+
+def test_a_host_has_no_more_gpus_than_there_are():
+    with pytest.raises(
+        PlanningError, match="at most 8 GPUs, and 16 are asked for: take more hosts, such as h100:1x2x8"
+    ):
+        parse_topology("h100:1x1x16")
 
 
 @pytest.mark.parametrize(("name", "extra"), [("v5e:4x4", "plan"), ("h100:1x1x8", "plan_gpu")])

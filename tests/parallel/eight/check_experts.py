@@ -16,7 +16,7 @@ from mmrec_jax.errors import ConfigError
 from mmrec_jax.fusion import FusionConfig, fuse_modalities
 from mmrec_jax.parallel import ParallelConfig, make_mesh
 from mmrec_jax.types import LOSSES, METRICS, TRAINING
-from tests.parallel.runs import ONE, shop_run, take_steps
+from tests.parallel.runs import ONE, RELATIVE, check_gradients, shop_run, take_steps
 
 ROWS, WIDTH, EXPERTS = 21, 6, 8  # eight devices do not divide the rows
 NAMES = ("image", "text")
@@ -133,6 +133,7 @@ def test_steps_of_a_run_agree_and_each_device_holds_its_own_experts(shop, workdi
     run = shop_run(shop, workdir, (2, 1, 4), **values)
     found = take_steps(run, 3)
     for one, many in zip(expected.metrics, found.metrics, strict=True):
-        assert many == pytest.approx(one, rel=1e-5)
+        assert many == pytest.approx(one, rel=RELATIVE)
+    check_gradients(found.gradients, expected.gradients)
     path = "items/fusion/experts_words/kernel"
     assert run.placement.parameter(path, (4, 8, 8)).spec == P("expert")

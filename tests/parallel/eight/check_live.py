@@ -9,7 +9,7 @@ import pytest
 from mmrec_jax.config import resolve
 from mmrec_jax.modes.run import Run, terminal
 from mmrec_jax.training.trees import host_copy, named_leaves
-from tests.parallel.runs import LORA, live_run, measured
+from tests.parallel.runs import CANCELLED, LORA, RELATIVE, check_gradients, live_run, measured
 from tests.tiny_config import get_config
 
 
@@ -27,8 +27,9 @@ def test_steps_and_evaluation_with_a_backbone_over_the_mesh_agree(shop, tmp_path
     run = live_run(shop, tmp_path, sizes, rules, **settings)
     found = measured(run)
     for one, many in zip(expected["steps"], found["steps"], strict=True):
-        assert many == pytest.approx(one, rel=1e-5)  # the bound
-    assert found["test"] == pytest.approx(expected["test"], rel=1e-5)
+        assert many == pytest.approx(one, rel=RELATIVE)
+    check_gradients(found["gradients"], expected["gradients"], CANCELLED)
+    assert found["test"] == pytest.approx(expected["test"], rel=RELATIVE)
     frozen = run.placement.frozen(run.frozen)
     weights = named_leaves(frozen.live.backbones)
     trained = host_copy(jax.jit(run.task.init)(jax.random.key(0), frozen))

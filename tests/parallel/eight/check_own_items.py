@@ -14,10 +14,8 @@ from mmrec_jax.planning.hlo import read
 from mmrec_jax.planning.topology import parse_topology
 from mmrec_jax.shards import Shards
 from mmrec_jax.store.table import StateTable
-from tests.parallel.eight.check_step import RELATIVE, SMALL, compare
-from tests.parallel.runs import MESHES, ONE, measured, shop_run
-
-SHARED = (("batch", "data+model"), ("rows", "data"))
+from tests.parallel.eight.check_step import compare
+from tests.parallel.runs import MESHES, ONE, RELATIVE, SHARED, SMALL, check_gradients, measured, shop_run
 
 
 def test_loss_gradients_and_metrics_agree_in_every_shape_of_the_mesh(shop, workdir):
@@ -30,6 +28,7 @@ def test_devices_with_the_same_rows_share_their_items_and_agree(shop, workdir):
     found = measured(shop_run(shop, workdir, (2, 4, 1), **SMALL, parallel__encode="own", parallel__rules=SHARED))
     for one, many in zip(expected["steps"], found["steps"], strict=True):
         assert many == pytest.approx(one, rel=RELATIVE)
+    check_gradients(found["gradients"], expected["gradients"])
     assert found["test"] == pytest.approx(expected["test"], rel=RELATIVE)
     assert found["users"] == expected["users"]
 
