@@ -25,7 +25,9 @@ FLAGS = (
     ("topology", "compared", "compiler"),
     [("v5e:2x4", "v5e:2x2", "tpu_compiler"), ("h100:1x1x2", "h100:1x1x1", "gpu_compiler")],
 )
-def test_step_evaluation_and_extraction_are_compiled(topology, compared, compiler, shop, tmp_path, request, monkeypatch):
+def test_step_evaluation_and_extraction_are_compiled(
+    topology, compared, compiler, shop, tmp_path, request, monkeypatch
+):
     request.getfixturevalue(compiler)
     # Programs as users have them.
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
