@@ -149,7 +149,7 @@ def test_local_negatives_are_those_of_the_users_on_the_same_device(shop, workdir
     differentiated = jax.jit(jax.value_and_grad(sharded)).lower(params, *placed).compile()
     loss, found = differentiated(params, *placed)
     assert float(loss) == pytest.approx(expected, rel=RELATIVE)
-    check_gradients([found], [gradients])
+    check_gradients([found], [gradients], CANCELLED)  # those of one device are sums over as many batches
     # Vectors go to those who asked for them, and not to everyone.
     width = run.config.model.width
     moved = collectives(differentiated.as_text())
