@@ -122,6 +122,7 @@ def ladder(windows, tmp_path_factory):
     return lived(LADDER, tmp_path_factory.mktemp("ladder"), windows[:3], last=3)
 
 
+@pytest.mark.long
 def test_a_ladder_that_is_killed_between_pruning_growth_and_steps_ends_with_the_same_bits(
     ladder, windows, tmp_path, monkeypatch
 ):

@@ -12,6 +12,8 @@ from mmrec_jax.streaming.versions import Versions
 from tests.streaming.conftest import events, learner
 from tests.streaming.test_service import numbers, serviced, write
 
+pytestmark = pytest.mark.long
+
 SETTINGS = {
     "system": "xsmoe",
     "only": "words",
