@@ -57,6 +57,10 @@ def _compared(comparison: Comparison, workdir: Path, folder: Path, console: Cons
     planned = trials(rows, comparison.seeds, workdir)
     console.print(f"{len(planned)} runs: {len(rows)} {'stages' if comparison.plan == 'staged' else 'methods'}, seeds "
                   f"{', '.join(map(str, comparison.seeds))}; in {workdir}")  # fmt: skip
+    owners = _owners(planned)
+    for trial in planned:
+        if trial.title != owners[trial.workdir]:
+            console.print(f"{trial.title}: the same as {owners[trial.workdir]}, trained once", soft_wrap=True)
     shared = check_data(rows, console)
     try:
         check_k(max(comparison.ks), len(shared.held_out.candidates))
@@ -66,6 +70,8 @@ def _compared(comparison: Comparison, workdir: Path, folder: Path, console: Cons
     failed = _run(comparison, planned, finished, extractions(rows, shared), workdir, console)
     finished = _finished(planned, shared)
     for trial in planned:
+        if (owner := owners[trial.workdir]) in failed and trial.title not in failed:
+            failed[trial.title] = Failure(f"the same as {owner}, which failed", failed[owner].log)
         if trial.title not in finished and trial.title not in failed:
             failed[trial.title] = Failure("it left no results of this config and data", trial.workdir / LOG)
     found = outcomes(comparison, planned, finished, shared.held_out)
@@ -78,6 +84,11 @@ def _compared(comparison: Comparison, workdir: Path, folder: Path, console: Cons
             + "\nThe same command tries these again, and repeats no other."
         )
     return content
+
+
+def _owners(planned: Sequence[Trial]) -> dict[Path, str]:
+    """Workdir -> title of the trial that is trained there, for those that are the same training."""
+    return {trial.workdir: trial.title for trial in reversed(planned)}
 
 
 def _finished(planned: Sequence[Trial], shared: SharedData) -> dict[str, dict[str, Any]]:
@@ -95,7 +106,8 @@ def _run(
     console: Console,
 ) -> dict[str, Failure]:
     """Extracts the hidden states that are missing, then trains; title -> failure of what failed."""
-    todo = [trial for trial in planned if trial.title not in finished]
+    owners = _owners(planned)
+    todo = [trial for trial in planned if trial.title not in finished and trial.title == owners[trial.workdir]]
     if finished:
         console.print(f"{len(finished)} of them were finished before.")
     needed = {trial.config.store for trial in todo}
@@ -108,7 +120,7 @@ def _run(
     for trial in todo:
         (trial.workdir / "results.json").unlink(missing_ok=True)  # of what was run there before
         keep_config(trial.config, trial.workdir)
-        before = trial.after.title if trial.after else ""
+        before = owners[trial.after.workdir] if trial.after else ""
         after = {before, extracting.get(trial.config.store, "")} - {"", *finished}
         flags = (f"--workdir={trial.workdir}",)
         jobs.append(Job(trial.title, trial.variant.name, flags, trial.workdir / LOG, tuple(after)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmrec_jax.comparison.config import Comparison, Entry, is_comparison
-from mmrec_jax.config import RunConfig, resolve
+from mmrec_jax.config import RunConfig, resolve, to_json
 from mmrec_jax.config_files import load_config
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.modes.workdir import check_same_run, is_trained
@@ -49,7 +50,7 @@ class Trial:
         variant: what is trained.
         seed: of the training.
         config: of the run.
-        workdir: of the run.
+        workdir: of the run; the same for trials that are the same training.
         after: the trial that must be finished before, whose parameters this one begins with.
     """
 
@@ -94,11 +95,14 @@ def variants(comparison: Comparison, folder: Path) -> list[Variant]:
 def trials(rows: Sequence[Variant], seeds: Sequence[int], workdir: Path) -> list[Trial]:
     """Every run, in the order to go through: seed by seed, so that a stopped comparison has some of everything.
 
+    A run that another row has as well, with the same parameters to begin with, is trained once: both have its workdir.
+
     Raises:
         ConfigError: a run's folder holds one that was trained with another config, or that began with the parameters
             of a run that is not there any more.
     """
     made: list[Trial] = []
+    of_content: dict[str, Trial] = {}
     before: Trial | None = None
     for seed in seeds:
         for variant in rows:
@@ -110,7 +114,9 @@ def trials(rows: Sequence[Variant], seeds: Sequence[int], workdir: Path) -> list
                 training=replace(variant.config.training, seed=seed),
                 warm_start=_beside(before.workdir, place) if before else variant.config.warm_start,
             )
-            before = Trial(variant, seed, config, place, before)
+            trial = Trial(variant, seed, config, place, before)
+            first = of_content.setdefault(_content(trial), trial)
+            before = trial if is_trained(place) else replace(first, variant=variant)
             made.append(before)
     for trial in made:
         if trial.after and is_trained(trial.workdir) and not is_trained(trial.after.workdir):
@@ -125,6 +131,12 @@ def trials(rows: Sequence[Variant], seeds: Sequence[int], workdir: Path) -> list
                 "are trained in one go: choose another --workdir, or remove this folder."
             )
     return made
+
+
+def _content(trial: Trial) -> str:
+    """What decides how a run ends, in one text."""
+    begins_with = trial.after.workdir.as_posix() if trial.after else trial.config.warm_start
+    return json.dumps(to_json(trial.config) | {"name": "", "warm_start": begins_with}, sort_keys=True)
 
 
 def _beside(workdir: Path, other: Path) -> str:

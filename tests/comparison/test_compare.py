@@ -23,7 +23,7 @@ config.plan = 'staged'
 config.stages = (('words',), ('words', 'picture'))
 config.settings = (*config.settings, 'training.learning_rate=1e-30')
 config.runs.shop = run(both)
-config.runs.again = run(both, stages=(('words',), ('words',)), warm_start=False)
+config.runs.fresh = run(both, warm_start=False)
 """
 
 
@@ -122,8 +122,9 @@ def test_a_failed_run_is_reported_and_ends_no_other(compared):
 def test_a_stage_begins_with_the_parameters_of_the_one_before(compared, begun):
     workdir, code, out, err = compared(STAGED)
     assert code == 0, err
-    assert begun[1:] == ["shop 1: words, seed 0", "shop 2: +picture, seed 0", "again 1: words, seed 0",
-                         "again 2: the same again, seed 0"]  # fmt: skip
+    # The first stage of both is one training.
+    assert begun[1:] == ["shop 1: words, seed 0", "shop 2: +picture, seed 0", "fresh 2: +picture, seed 0"]
+    assert "fresh 1: words, seed 0: the same as shop 1: words, seed 0, trained once" in out
     # With this learning rate parameters stay what they were, but for 1e-29.
     stages = workdir / "runs/shop"
     before, after = (named_leaves(load_params(stages / f"stage_{number}/seed_0")[0]) for number in (1, 2))
@@ -131,11 +132,13 @@ def test_a_stage_begins_with_the_parameters_of_the_one_before(compared, begun):
     for name, value in before.items():
         np.testing.assert_allclose(after[name], value, rtol=0, atol=1e-28, err_msg=name)
     assert json.loads((stages / "stage_2/seed_0/warm_start.json").read_text())["from"] == str(stages / "stage_1/seed_0")
-    assert not (workdir / "runs/again/stage_2/seed_0/warm_start.json").exists()
+    assert not (workdir / "runs/fresh/stage_2/seed_0/warm_start.json").exists()
+    assert not (workdir / "runs/fresh/stage_1").exists()
     rows = content(workdir)["rows"]
-    assert [row["reference"] for row in rows] == [None, "shop 1: words", None, "again 1: words"]
-    # Without a warm start the same seed begins with the same parameters, so the second of these stages is the first.
-    assert {value["mean"] for value in rows[3]["differences"].values()} == {0}
+    assert [row["reference"] for row in rows] == [None, "shop 1: words", None, "fresh 1: words"]
+    assert (rows[2]["metrics"], rows[2]["cost"]) == (rows[0]["metrics"], rows[0]["cost"])
+    first, second = rows[0]["metrics"]["HR@5"]["mean"], rows[3]["metrics"]["HR@5"]["mean"]
+    assert rows[3]["differences"]["HR@5"]["mean"] == pytest.approx(second - first, abs=1e-12)
     assert "the stage before" in one_line(out)
     # Nothing is trained again where the whole folder lies somewhere else.
     begun.clear()
@@ -148,6 +151,26 @@ def test_a_stage_begins_with_the_parameters_of_the_one_before(compared, begun):
     _, code, _, err = compared(STAGED)
     assert (code, begun) == (2, [])
     assert f"remove {stages / 'stage_2/seed_0'} as well" in one_line(err)
+
+
+def test_runs_that_are_the_same_are_trained_once_and_fail_together(compared, begun):
+    body = "\n".join(
+        f"config.runs.{name} = run(words, 'training.learning_rate={rate}')"
+        for name, rate in {"good": 1e-3, "bad": 1e30, "good_again": 1e-3, "bad_again": 1e30}.items()
+    )
+    workdir, code, _, _ = compared(body)
+    assert code == 2
+    assert begun[1:] == ["good, seed 0", "bad, seed 0"]
+    found = content(workdir)
+    assert [row["name"] for row in found["rows"]] == ["good", "good_again"]
+    assert {value["mean"] for value in found["rows"][1]["differences"].values()} == {0}
+    assert found["failed"]["bad_again, seed 0"]["error"] == "the same as bad, seed 0, which failed"
+    assert found["failed"]["bad_again, seed 0"]["log"] == str(workdir / "runs/bad/seed_0/log.txt")
+    # A run of its own that was finished before is kept and read, though another is the same.
+    shutil.copytree(workdir / "runs/good", workdir / "runs/good_again")
+    begun.clear()
+    assert compared(body)[1] == 2
+    assert begun == ["bad, seed 0"]
 
 
 def test_metrics_are_computed_from_the_ranks_whatever_cut_offs_the_runs_had(compared, plain, tmp_path):
