@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64
 
+from mmrec_jax.data.balance import dealt, expected_distinct
 from mmrec_jax.data.prepared import PreparedData
 from mmrec_jax.data.rows import Chosen, Rows, distinct_counts, step_counts, training_rows
 from mmrec_jax.errors import CheckpointError, ConfigError, EmptySplitError
@@ -23,17 +24,17 @@ _TRIAL_STEPS = 256
 _MOST_STEPS_TRIED = 10_000  # about two seconds
 _GROUP_STEPS = 16
 """Steps of each group are padded up to a multiple of this."""
-_SIZE_QUANTILES = (0.4, 0.9, 1.0)
+_SIZE_QUANTILES = (0.5, 1.0)
 """Of what the steps need: each size is a program to compile and to keep, and what it exceeds the need by is wasted."""
 
 
 class TrainingStream:
     """An endless iterator of `SequenceBatch`es with numpy leaves, read ahead by a grain thread.
 
-    Every epoch shows each row once, in an order that depends on the seed and the epoch only. A step takes
-    batch_size x shard_count rows of that order, and process i gets rows i, i + shard_count, ... of them: no
-    row is shown twice or lost, and all processes have the same number of batches. Where rows run out at the
-    end of an epoch, a batch is filled up with rows of padding whose user is -1.
+    Every epoch shows each row once, in an order that depends on the seed and the epoch only, and whose steps need about
+    as much room as one another (`balance.dealt`). A step takes batch_size x shard_count rows of that order, and process
+    i gets rows i, i + shard_count, ... of them: no row is shown twice or lost, and all processes have the same number
+    of batches. Where rows run out at the end of an epoch, a batch is filled up with rows of padding whose user is -1.
 
     For a step over several devices, the rows of a batch make as many equal `groups`, and its steps too: a group's steps
     lie in its part of the axis `step`, by their place in the group's own rows.
@@ -84,8 +85,11 @@ class TrainingStream:
             "rows": len(rows),
             "width": rows.width,
             "rows_per_step": self._rows_per_step,
+            "order": "balanced",
         }
-        self._order = functools.lru_cache(maxsize=2)(functools.partial(_epoch_order, len(rows), seed))
+        self._seed = seed
+        self._distinct = expected_distinct(rows, num_items, self._rows_per_step)
+        self._order = functools.lru_cache(maxsize=2)(self._epoch_order)
         self._size_multiple = size_multiple
         self._sizes = np.asarray(sizes, np.int64) if sizes else self._choose_sizes(num_items)
         self._iterator = self._start(0)
@@ -154,6 +158,11 @@ class TrainingStream:
         iterator = iter(steps.to_iter_dataset(options))
         iterator.set_state({"next_index": step})
         return iterator
+
+    def _epoch_order(self, epoch: int) -> Int64[np.ndarray, " row"]:
+        rng = np.random.default_rng([self._seed, epoch])
+        order = rng.permutation(len(self.rows))
+        return dealt(order, self._distinct, self.rows.lengths, self._rows_per_step, rng)
 
     def _chosen(self, step: int) -> Int64[np.ndarray, " chosen"]:
         """The rows of a step, for all processes."""
@@ -333,10 +342,6 @@ def training_batches(
         owner_rows=owner_rows,
         own_groups=own_groups,
     )
-
-
-def _epoch_order(rows: int, seed: int, epoch: int) -> Int64[np.ndarray, " {rows}"]:
-    return np.random.default_rng([seed, epoch]).permutation(rows)
 
 
 def _filled(array: Int[np.ndarray, "part ..."], size: int, filler: int) -> Int32[np.ndarray, "{size} ..."]:

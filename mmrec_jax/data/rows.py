@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,10 +68,13 @@ class Rows:
 
     def inputs(self, chosen: Int[np.ndarray, " chosen"]) -> Bool[np.ndarray, "chosen width-1"]:
         """Which events of the chosen rows, the last left out, are followed by one that is to be predicted."""
-        lengths = self.stops[chosen] - self.starts[chosen] - 1
-        if self.targets is not None:
-            lengths = np.minimum(lengths, self.targets[chosen])
-        return np.arange(self.width - 1) >= self.width - 1 - lengths[:, None]
+        return np.arange(self.width - 1) >= self.width - 1 - self.lengths[chosen, None]
+
+    @functools.cached_property
+    def lengths(self) -> Int64[np.ndarray, " row"]:
+        """How many inputs each row has."""
+        lengths = self.stops - self.starts - 1
+        return lengths if self.targets is None else np.minimum(lengths, self.targets)
 
 
 def training_rows(prepared: PreparedData, length: int, window: str) -> Rows:
