@@ -48,6 +48,7 @@ for folder, inputs in zip(sys.argv[1:], (tokens, pixels)):
 """
 
 
+@pytest.mark.long
 def test_an_encoder_split_over_devices_gives_the_same_hidden_states(tmp_path: Path) -> None:
     folders = [str(write_backbone(tmp_path / name, name)) for name in ("llama", "vit")]
     environment = os.environ | {

@@ -227,6 +227,7 @@ def test_methods_with_other_users_or_items_are_refused(compared, begun):
     assert "held-out items: " in err  # the last event of each user, and the first of the last 30%
 
 
+@pytest.mark.long
 def test_a_modality_made_in_another_way_gets_a_store_of_its_own(compared, begun):
     body = "config.runs.a = run(words)\nconfig.runs.b = run(words, 'modalities.words.pooling=cls')"
     workdir, code, _, err = compared(body)

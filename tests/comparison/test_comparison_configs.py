@@ -82,7 +82,7 @@ def test_three_modalities_come_as_far_as_the_extraction_that_all_share(monkeypat
         assert f"{row}, seed 0" in err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_runs_are_processes_of_their_own(shop, trained, tmp_path):
     argv = ["mmrec_jax", "--mode=compare", f"--configs={CONFIG}:{shop}", "--seeds=3", f"--workdir={tmp_path}"]
     process = subprocess_of(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

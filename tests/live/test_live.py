@@ -242,6 +242,7 @@ def test_raw_inputs_are_made_anew_of_a_picture_that_was_exchanged(shop: Path, tm
     np.testing.assert_array_equal(replace(run).live_catalogue.inputs["picture"].values, after.values)
 
 
+@pytest.mark.long
 def test_a_training_that_was_stopped_within_an_epoch_ends_with_the_bits_of_one_that_was_not(
     live: Run, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

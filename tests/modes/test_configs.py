@@ -25,7 +25,16 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, "live:bitfit,crossan"])
+LONG = {"iisan_versa", "movielens"}  # of the kind of others, and the longest
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.long] if name in LONG else [])
+        for name in (*CONFIGS, "live:bitfit,crossan")
+    ],
+)
 def test_a_config_runs_to_its_results(name, cli, shop, tmp_path):
     argument, flags = "", []
     if name.startswith("live"):

@@ -69,6 +69,7 @@ def four(tmp_path_factory) -> tuple[ConfigDict, Path]:
     return config, folder / "run"
 
 
+@pytest.mark.long
 def test_four_modalities_are_extracted_in_one_run_and_crossan_trains_on_them(four: tuple[ConfigDict, Path]) -> None:
     _, workdir = four
     report = json.loads((workdir / "store/extraction_report.json").read_text())

@@ -69,6 +69,7 @@ def test_killed_at_random_moments_through_the_command_line_ends_bit_for_bit_the_
     assert outcome(disturbed) == outcome(undisturbed), kills
 
 
+@pytest.mark.long
 def test_a_run_that_is_told_to_end_saves_at_the_next_step_and_the_same_command_goes_on(shop, trained, tmp_path, cli):
     """Checkpoints are at the ends of epochs otherwise."""
     told, undisturbed = tmp_path / "told", tmp_path / "undisturbed"

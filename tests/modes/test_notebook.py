@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 
+import pytest
+
 from tests.tiny_run import CONFIG, ROOT
 
 
+@pytest.mark.long
 def test_the_quickstart_runs_from_its_first_cell_to_its_last(trained, shop, tmp_path, capsys):
     notebook = json.loads((ROOT / "notebooks" / "quickstart.ipynb").read_text(encoding="utf-8"))
     names = {"config": f"{CONFIG}:{shop}", "workdir": str(shutil.copytree(trained, tmp_path / "run"))}

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
+import mmrec_jax
 from mmrec_jax import experiment
 from mmrec_jax.config import base, from_json, modality, resolve, to_json
 from mmrec_jax.errors import ConfigError
@@ -78,7 +79,7 @@ def test_compiled_programs_are_kept_where_the_user_says(monkeypatch, tmp_path, c
 
 def test_a_samples_own_store_is_used_as_long_as_it_has_all_modalities_and_is_never_written_to():
     overview = modality(template="{title}. {genres}. {overview}")
-    inside = Path(experiment.__file__).parent / "samples"
+    inside = Path(mmrec_jax.__file__).parent / "samples"
     workdir = Path("runs") / "x"
     assert experiment.store_location(sample(overview=overview), workdir).startswith(str(inside))
     title = modality(template="{title}")

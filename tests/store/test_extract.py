@@ -240,7 +240,7 @@ def started(folder: Path, store: Path, count: int) -> list[subprocess.Popen]:
     return [subprocess.Popen([*command, str(i), str(count)], cwd=Path(__file__).parents[2]) for i in range(count)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_share_a_catalogue_and_losing_one_costs_only_a_restart_with_any_number(tmp_path: Path) -> None:
     folder, killed, alone = write_backbone(tmp_path / "bert"), tmp_path / "killed", tmp_path / "alone"
     extraction_run.run(folder, tmp_path / "whole")

@@ -352,6 +352,7 @@ def test_bad_windows_are_skipped_and_told_once_where_the_config_says_so(folder, 
     assert not any(line.startswith("Skipped") for line in again)
 
 
+@pytest.mark.long
 def test_what_is_forgotten_is_removed_and_kills_change_nothing(tmp_path, monkeypatch):
     watched = tmp_path / "in"
     write(watched, events(7))

@@ -80,6 +80,7 @@ def found(workdir: Path, folder: Path):
     return numbers(workdir, own, own.run())
 
 
+@pytest.mark.long
 def test_killed_at_random_moments_the_same_numbers_come_out_and_what_is_served_stays_loadable(
     folder, processes, tmp_path
 ):

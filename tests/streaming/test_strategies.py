@@ -76,6 +76,7 @@ def untrained(monkeypatch):
 FULL = LADDER | {"stream.threshold": 0.0, "model.capacity": 1}
 
 
+@pytest.mark.long
 def test_at_capacity_a_ladder_can_grow_which_compiles_anew(windows, tmp_path):
     config = settings(**FULL, **{"stream.at_capacity": "grow"})
     stream, found, _ = lived(config, tmp_path, windows[:3], last=3)

@@ -31,6 +31,7 @@ def config_of(argument: str = ""):
     return resolve(runpy.run_path(str(FILE))["get_config"](argument))
 
 
+@pytest.mark.long
 def test_the_config_asks_for_a_stream_and_the_command_goes_on_or_only_reports(cli, tmp_path):
     command = ["mmrec_jax", f"--config={FILE}:smoke,text", f"--workdir={tmp_path}", *SMALL]
     code, out, err = cli(command)

@@ -74,6 +74,7 @@ def test_windows_become_versions_reports_and_a_store_that_grew(streamed):
 PLOTS = ("quality.png", "experts.png")
 
 
+@pytest.mark.long
 def test_the_next_window_is_gone_on_with_and_one_command_rolls_back(streamed, shop, cli, tmp_path, monkeypatch):
     run, drawn = streamed / "run", []
 

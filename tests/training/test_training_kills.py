@@ -64,7 +64,7 @@ def outcome(workdir: Path) -> dict:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_random_moments_and_while_saving_ends_bit_for_bit_the_same(tmp_path):
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     assert start(undisturbed).wait() == 0
