@@ -227,6 +227,24 @@ def test_methods_with_other_users_or_items_are_refused(compared, begun):
     assert "held-out items: " in err  # the last event of each user, and the first of the last 30%
 
 
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("evaluation.mask_history=False", "settings: evaluation.mask_history=True and False"),
+        (
+            "data.max_length=5",
+            "settings: data.max_length=0 and 5 (how much of a history a model reads is model.length)",
+        ),
+    ],
+)
+def test_methods_whose_rankings_leave_out_other_items_are_refused(compared, begun, setting, told):
+    _, code, _, err = compared(f"config.runs.a = run(words)\nconfig.runs.b = run(words, {setting!r})")
+    assert (code, begun) == (2, [])
+    assert "a and b are evaluated on other examples: items left out of the ranking for user 'u00'" in one_line(err)
+    assert told in one_line(err)
+    assert "give them the same data, candidates and protocol" in one_line(err)
+
+
 @pytest.mark.long
 def test_a_modality_made_in_another_way_gets_a_store_of_its_own(compared, begun):
     body = "config.runs.a = run(words)\nconfig.runs.b = run(words, 'modalities.words.pooling=cls')"
