@@ -13,6 +13,7 @@ from jaxtyping import Int, Int32
 from rich.console import Console
 from rich.table import Table
 
+from mmrec_jax.comparison.sharing import settings_apart
 from mmrec_jax.errors import EvaluationError
 from mmrec_jax.evaluation import slices, top_items
 from mmrec_jax.evaluation.config import EvaluationConfig
@@ -46,15 +47,21 @@ def ab(first: Path, second: Path, workdir: Path, console: Console | None = None)
 
     Raises:
         CheckpointError: a workdir without a usable checkpoint.
-        EvaluationError: the two have other users, held-out items or candidates.
+        EvaluationError: the two have other users, held-out items or candidates, or leave other items out of a user's
+            ranking.
     """
     console = console or terminal()
     run_a, run_b = open_run(None, first), open_run(None, second)
     evaluation = run_a.config.evaluation
     run_b = replace(run_b, config=replace(run_b.config, evaluation=evaluation))
     run_a.check()
-    if texts := unpaired(held_out(run_a.data), held_out(run_b.data)):
-        raise EvaluationError(f"{first} and {second} cannot be compared user by user:\n  " + "\n  ".join(texts))
+    if texts := unpaired(held_out(run_a.data, evaluation), held_out(run_b.data, evaluation)):
+        texts += settings_apart(run_a.config, run_b.config)
+        raise EvaluationError(
+            f"{first} and {second} cannot be compared user by user:\n  "
+            + "\n  ".join(texts)
+            + "\nTrain one of them again with the `data` of the other."
+        )
     groups = _groups(run_a)
     a, b = _side(run_a), _side(run_b)
     content = {

@@ -142,14 +142,34 @@ def _write(
             console.print(table)
         for line in tables.notes(comparison, shared.held_out):
             console.print(line)
-        plot(workdir / f"{REPORT}.png", rows, f"NDCG@{comparison.ks[0]}")
-        (workdir / f"{REPORT}.csv").write_text(tables.as_csv(comparison, rows), encoding="utf-8")
+    picture, records = (workdir / f"{REPORT}{ending}" for ending in (".png", ".csv"))
+    for path in (picture, records):
+        path.unlink(missing_ok=True)  # of a comparison before
     content = tables.content(comparison, rows, shared.held_out, failed)
     (workdir / f"{REPORT}.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
     page = tables.document(comparison, rows, shared.held_out, failed)
     (workdir / f"{REPORT}.md").write_text(page, encoding="utf-8")
-    console.print(f"Written: {workdir / REPORT}.md, .json{', .csv, .png' if rows else ''}", soft_wrap=True)
+    written = [".md", ".json"]
+    if rows:
+        records.write_text(tables.as_csv(comparison, rows), encoding="utf-8")
+        written.append(".csv")
+        if _drawn(picture, rows, f"NDCG@{comparison.ks[0]}", console):
+            with (workdir / f"{REPORT}.md").open("a", encoding="utf-8") as file:
+                file.write(f"\n![accuracy against cost]({picture.name})\n")
+            written.append(".png")
+    console.print(f"Written: {workdir / REPORT}{', '.join(written)}", soft_wrap=True)
     return content
+
+
+def _drawn(path: Path, rows: Sequence[Outcome], metric: str, console: Console) -> bool:
+    """Draws the plot; one that cannot be drawn is told, and ends nothing: all figures are written without it."""
+    try:
+        plot(path, rows, metric)
+    except Exception as error:
+        path.unlink(missing_ok=True)
+        console.print(f"Warning: no plot, {path} could not be drawn: {type(error).__name__}: {error}", soft_wrap=True)
+        return False
+    return True
 
 
 def _in_words(title: str, failure: Failure) -> str:

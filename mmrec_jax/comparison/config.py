@@ -14,6 +14,8 @@ from mmrec_jax.config import build
 from mmrec_jax.errors import ConfigError
 
 PLANS = ("plain", "staged")
+LEAST_DRAWS = 100
+"""Resamples of which the ends of an interval can be told."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Comparison:
         settings: `KEY=VALUE` texts for all methods; a method's own come after them.
         ks: cut-offs of the metrics; tables and plot show the first.
         jobs: runs at the same time. More than one disturbs the times that are measured.
-        bootstrap: resamples behind the intervals.
+        bootstrap: resamples behind the intervals, 100 or more.
         confidence: coverage of the intervals; differences are marked where p is below what it leaves.
     """
 
@@ -89,7 +91,7 @@ class Comparison:
             ("stages:", staged or not self._has_stages(), "they need plan='staged'."),
             (f"ks={self.ks}:", bool(self.ks) and min(self.ks) >= 1, "name at least one cut-off, each 1 or more."),
             (f"jobs={self.jobs}:", self.jobs >= 1, "must be 1 or more."),
-            (f"bootstrap={self.bootstrap}:", self.bootstrap >= 1, "must be 1 or more."),
+            (f"bootstrap={self.bootstrap}:", self.bootstrap >= LEAST_DRAWS, f"must be {LEAST_DRAWS} or more."),
             (f"confidence={self.confidence}:", 0 < self.confidence < 1, "must lie between 0 and 1."),
         ]
         for name, entry in self.runs.items():

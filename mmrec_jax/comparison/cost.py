@@ -17,7 +17,7 @@ class Cost:
 
     Attributes:
         seconds_per_epoch: median over a run's epochs, without evaluation, compilation and warm-up.
-        seconds: of all epochs, with evaluation on the validation split.
+        seconds: of all epochs, with evaluation on the validation split and the compilation of its programs.
         epochs: that were trained.
         parameters: that are trained.
         peak_memory_bytes: median over a run's epochs, of the process that trained or of its accelerator.

@@ -72,7 +72,7 @@ def read_ranks(trial: Trial, held: HeldOut) -> Int[np.ndarray, " user"]:
         EvaluationError: the run was evaluated on other users or items.
     """
     table = pl.read_parquet(trial.workdir / RANKS).sort("user")
-    found = HeldOut(np.array(table["user"].to_list()), np.array(table["item"].to_list()), held.candidates)
+    found = replace(held, users=np.array(table["user"].to_list()), targets=np.array(table["item"].to_list()))
     if texts := unpaired(held, found):
         raise EvaluationError(f"{trial.workdir / RANKS} is of other examples: {'; '.join(texts)}. Remove this folder.")
     return table["rank"].fill_null(MISS).to_numpy()

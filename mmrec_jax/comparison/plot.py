@@ -36,7 +36,9 @@ def plot(path: Path, rows: Sequence[Outcome], metric: str) -> None:
             own = [row for row in rows if row.variant.method == method]
             costs = [getattr(row.cost, name) / unit for row in own]
             means = [row.metrics[metric] for row in own]
-            below, above = [100 * (m.mean - m.low) for m in means], [100 * (m.high - m.mean) for m in means]
+            # A mean can lie outside: of equal ranks by rounding, and of a narrow interval by the skew of its draws.
+            below = [100 * max(m.mean - m.low, 0) for m in means]
+            above = [100 * max(m.high - m.mean, 0) for m in means]
             heights = [100 * m.mean for m in means]
             axes.errorbar(costs, heights, [below, above], fmt="o-", capsize=3, label=method if number == 1 else None)
             for stage, cost, height in zip(own, costs, heights, strict=True):

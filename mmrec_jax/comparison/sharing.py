@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,16 @@ from mmrec_jax.backbones.config import ModalityConfig
 from mmrec_jax.backbones.text import fill_template
 from mmrec_jax.comparison.plan import Variant
 from mmrec_jax.config import SECTIONS, RunConfig
+from mmrec_jax.data.config import DataConfig
 from mmrec_jax.errors import ConfigError, EvaluationError, StoreMismatchError, UserError
 from mmrec_jax.evaluation.pairing import HeldOut, held_out, unpaired
 from mmrec_jax.modes.run import Run
 from mmrec_jax.modes.workdir import is_trained
+
+_PROTOCOL = {
+    "data": tuple(field.name for field in fields(DataConfig)),
+    "evaluation": ("mask_history", "repeats_are_misses"),
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,8 @@ def check_data(variants: Sequence[Variant], console: Console) -> SharedData:
     Nothing here uses an accelerator, which the runs need for themselves.
 
     Raises:
-        EvaluationError: users, held-out items or candidates differ: says how, of all variants.
+        EvaluationError: users, held-out items, candidates or what is left out of the ranking differ: says how, of all
+            variants.
         UserError: data or stores that cannot be used, as the variants' own runs would find; all of them are named.
     """
     opened: dict[Any, Run] = {}
@@ -99,14 +106,34 @@ def _examples(runs: Mapping[str, Run]) -> HeldOut:
         EvaluationError: they differ.
     """
     (first, run), *others = runs.items()
-    expected, problems = held_out(run.data), []
+    expected, problems = held_out(run.data, run.config.evaluation), []
     for name, other in others:
-        if other.data is not run.data and (found := unpaired(expected, held_out(other.data))):
+        apart = settings_apart(run.config, other.config)
+        if other.data is run.data and not apart:
+            continue
+        if found := unpaired(expected, held_out(other.data, other.config.evaluation)):
+            found += apart
             problems.append(f"{first} and {name} are evaluated on other examples:\n  " + "\n  ".join(found))
     if problems:
-        problems.append("Methods are compared user by user: give them the same data and the same candidates.")
+        problems.append(
+            "Methods are compared user by user: give them the same data, candidates and protocol, as `settings` of the "
+            "comparison do."
+        )
         raise EvaluationError("\n".join(problems))
     return expected
+
+
+def settings_apart(first: RunConfig, second: RunConfig) -> list[str]:
+    """What two runs set differently of all that decides on their examples, in one text; none where they agree."""
+    found = []
+    for section, names in _PROTOCOL.items():
+        for name in names:
+            one, other = (getattr(getattr(config, section), name) for config in (first, second))
+            if one != other:
+                found.append(f"{section}.{name}={one!r} and {other!r}")
+    shorter = first.data.max_length != second.data.max_length
+    hint = " (how much of a history a model reads is model.length)" if shorter else ""
+    return [f"settings: {', '.join(found)}{hint}"] if found else []
 
 
 def extractions(variants: Sequence[Variant], shared: SharedData) -> list[RunConfig]:

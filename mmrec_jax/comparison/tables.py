@@ -84,8 +84,10 @@ def notes(comparison: Comparison, held: HeldOut) -> list[str]:
         "Differences are paired over users, in points. p is of the last difference, two-sided, adjusted for the "
         f"number of rows (Holm), each metric for itself; * marks differences where it is below "
         f"{1 - comparison.confidence:.2g}.",
-        "s an epoch: median, without evaluation, compilation and warm-up. peak MiB: in an epoch with its evaluation, "
-        "median, of the whole process or of its accelerator. Extraction of hidden states is in none of the costs.",
+        "s an epoch: median, without evaluation, compilation and warm-up. training s: all epochs with their "
+        "evaluations, whose programs the first run of a kind compiles and the others mostly find in the cache. peak "
+        "MiB: in an epoch with its evaluation, median, of the whole process or of its accelerator. Extraction of "
+        "hidden states is in none of the costs.",
         "TPME = 0.45 time of an epoch + 0.10 parameters + 0.45 memory, each scaled to 0..1 over the rows; lower is "
         "better.",
     ]
@@ -102,7 +104,6 @@ def document(comparison: Comparison, rows: Sequence[Outcome], held: HeldOut, fai
     parts = [f"# {comparison.name}", " ".join(notes(comparison, held))]
     if rows:
         parts += [markdown_rows(accuracy, accuracy_rows(comparison, rows)), markdown_rows(cost, cost_rows(rows))]
-        parts.append("![accuracy against cost](comparison.png)\n")
     if failed:
         lines = [
             f"- {title}: {_one_line(failure.error)} ({failure.log or 'no log'})" for title, failure in failed.items()

@@ -143,7 +143,8 @@ def evaluate(
 
 
 def compare(first: EvaluationResult, second: EvaluationResult) -> dict[str, Difference]:
-    """Paired differences of every metric, first minus second, with intervals and p-values.
+    """Paired differences of every metric, first minus second, with intervals and p-values; of 1,000 resamples where the
+    results have no intervals.
 
     Raises:
         EvaluationError: the two were not evaluated on the same examples in the same order, or not with one
@@ -162,7 +163,7 @@ def compare(first: EvaluationResult, second: EvaluationResult) -> dict[str, Diff
         first.ranks,
         second.ranks,
         config.ks,
-        resamples=max(config.bootstrap, 1),
+        resamples=config.bootstrap or EvaluationConfig.bootstrap,
         confidence=config.confidence,
         seed=config.seed,
     )

@@ -20,7 +20,7 @@ class FusionConfig:
             the present vectors) or `attention` (one learned query).
         expert: of `momef` and `experts`: `mlp` (linear, GELU, linear), `linear`, or of `momef` `identity`.
         temperature: of the softmax gate of `momef`, `experts` and `attention`.
-        residual: of `momef` and `experts`: experts are added to the modality vector they read.
+        residual: of `momef` and `experts`: experts are added to the modality vector they read; not of `identity`.
         experts: of `experts`, as are all that follow: experts of each modality.
         top_k: how many of its modality's experts a vector is sent to; 0 is all of them, without routing.
         renormalise: the shares of the chosen experts are scaled to sum to 1; otherwise each keeps its share among all.
@@ -53,6 +53,11 @@ class FusionConfig:
         for key in ("temperature", "capacity_factor"):
             if getattr(self, key) <= 0:
                 raise ConfigError(f"fusion.{key}={getattr(self, key)}: must be above 0.")
+        if self.kind == "momef" and self.expert == "identity" and self.residual:
+            raise ConfigError(
+                "fusion.residual=True means nothing to fusion.expert='identity', which is the modality vector itself: "
+                "choose expert mlp or linear, or residual=False."
+            )
         if self.kind == "experts":
             self._check_experts()
         else:

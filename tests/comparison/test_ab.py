@@ -55,16 +55,37 @@ def test_a_difference_is_that_of_the_ranks_which_both_runs_wrote(ab, plain):
     assert "popularity: head" in out
 
 
-def test_runs_on_other_users_are_refused(ab, trained, shop, cli, tmp_path):
+@pytest.fixture
+def trained_with(trained, shop, cli, tmp_path):
+    """Trains a run with the states of `trained` and these flags: -> its workdir."""
+
+    def train(*flags):
+        place = tmp_path / "other"
+        own = (f"--config.store={trained / 'store'}", "--config.training.epochs=1")
+        quiet = ("--config.baselines=()", "--config.show_users=0")
+        assert cli(arguments(shop, place, *flags, *own, *quiet))[0] == 0
+        return place
+
+    return train
+
+
+def test_runs_on_other_users_are_refused(ab, trained, trained_with, tmp_path):
     data = write_dataset(tmp_path / "data")
     log = pl.read_csv(data / "interactions.csv")
     log.filter(pl.col("user") != "u03").write_csv(data / "interactions.csv")
-    flags = (f"--config.data.source={data}", f"--config.store={trained / 'store'}", "--config.training.epochs=1")
-    quiet = ("--config.baselines=()", "--config.show_users=0")
-    assert cli(arguments(shop, tmp_path / "fewer", *flags, *quiet))[0] == 0
-    code, _, err, _ = ab(trained, tmp_path / "fewer")
+    code, _, err, _ = ab(trained, trained_with(f"--config.data.source={data}"))
     assert code == 2
     assert "users: 40 and 39, 'u03' only in the first" in err
+
+
+def test_a_run_on_shorter_histories_is_refused(ab, trained, trained_with):
+    other = trained_with("--config.data.max_length=5")
+    code, _, err, _ = ab(trained, other)
+    assert code == 2
+    assert f"{trained} and {other} cannot be compared user by user" in " ".join(err.split())
+    assert "items left out of the ranking for user 'u00'" in err
+    assert "settings: data.max_length=0 and 5" in err
+    assert "Train one of them again with the `data` of the other" in err
 
 
 def test_what_is_missing_is_said(ab, cli, tmp_path):

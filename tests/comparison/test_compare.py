@@ -63,6 +63,7 @@ def test_the_same_is_written_for_people_and_for_programs(plain):
     page = (plain / "comparison.md").read_text()
     assert f"{USERS} users, {ITEMS} items" in page
     assert "| layers | 2 |" in page
+    assert "training s: all epochs with their evaluations, whose programs the first run of a kind compiles" in page
     records = list(csv.DictReader((plain / "comparison.csv").read_text().splitlines()))
     assert [record["name"] for record in records] == ["words", "layers"]
     assert float(records[0]["NDCG@5"]) == content(plain)["rows"][0]["metrics"]["NDCG@5"]["mean"]
@@ -180,6 +181,31 @@ def test_metrics_are_computed_from_the_ranks_whatever_cut_offs_the_runs_had(comp
     assert content(workdir)["rows"][0]["metrics"]["HR@3"]["seeds"][1] == metrics(ranks, (3,))["HR@3"]
 
 
+def test_a_plot_that_fails_is_a_warning_and_all_else_is_written(compared, plain, monkeypatch, tmp_path):
+    def fails(*_):
+        raise ValueError("'yerr' must not contain negative values")
+
+    workdir = shutil.copytree(plain, tmp_path / "copied")
+    assert "![accuracy against cost](comparison.png)" in (workdir / "comparison.md").read_text()
+    monkeypatch.setattr("mmrec_jax.comparison.compare.plot", fails)
+    _, code, out, err = compared(PLAIN, "--config.ks=(3,)", workdir=workdir)
+    assert code == 0, err
+    assert "could not be drawn: ValueError: 'yerr' must not contain negative values" in one_line(out)
+    assert out.rstrip().endswith("comparison.md, .json, .csv")
+    assert "NDCG@3" in content(workdir)["rows"][0]["metrics"]
+    assert (workdir / "comparison.csv").read_text().splitlines()[0].count("NDCG@3") == 5
+    assert "| HR@3 |" in (workdir / "comparison.md").read_text()
+    assert "comparison.png" not in (workdir / "comparison.md").read_text()
+    assert not (workdir / "comparison.png").exists()
+
+
+def test_nothing_of_the_comparison_before_stays_where_all_runs_fail(compared, plain, tmp_path):
+    workdir = shutil.copytree(plain, tmp_path / "copied")
+    _, code, _, err = compared("config.runs.broken = run(words, 'training.learning_rate=1e30')", workdir=workdir)
+    assert (code, "there is nothing to compare" in one_line(err)) == (2, True)
+    assert sorted(path.name for path in workdir.glob("comparison.*")) == ["comparison.json", "comparison.md"]
+
+
 @pytest.mark.parametrize(
     ("body", "flags", "messages"),
     [
@@ -189,6 +215,7 @@ def test_metrics_are_computed_from_the_ranks_whatever_cut_offs_the_runs_had(comp
         (PLAIN, ("--seeds=1,1",), ["each may occur once"]),
         (PLAIN, ("--seeds=one",), ["--seeds=one: write whole numbers"]),
         (PLAIN, ("--jobs=0",), ["jobs=0: must be 1 or more"]),
+        (PLAIN, ("--config.bootstrap=99",), ["bootstrap=99: must be 100 or more"]),
         (PLAIN, ("--config.plan=stages",), ["plan='stages': choose one of plain, staged"]),
         (PLAIN, ("--config.plan=staged",), ["baseline: a staged plan", "runs.words: has no stages"]),
         (PLAIN + "config.seed = 3", (), ["the comparison: unknown key seed. Did you mean seeds?"]),
@@ -225,6 +252,24 @@ def test_methods_with_other_users_or_items_are_refused(compared, begun):
     assert (code, begun) == (2, [])
     assert "a and b are evaluated on other examples" in err
     assert "held-out items: " in err  # the last event of each user, and the first of the last 30%
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("evaluation.mask_history=False", "settings: evaluation.mask_history=True and False"),
+        (
+            "data.max_length=5",
+            "settings: data.max_length=0 and 5 (how much of a history a model reads is model.length)",
+        ),
+    ],
+)
+def test_methods_whose_rankings_leave_out_other_items_are_refused(compared, begun, setting, told):
+    _, code, _, err = compared(f"config.runs.a = run(words)\nconfig.runs.b = run(words, {setting!r})")
+    assert (code, begun) == (2, [])
+    assert "a and b are evaluated on other examples: items left out of the ranking for user 'u00'" in one_line(err)
+    assert told in one_line(err)
+    assert "give them the same data, candidates and protocol" in one_line(err)
 
 
 @pytest.mark.long

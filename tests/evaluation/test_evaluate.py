@@ -157,6 +157,12 @@ def test_results_of_different_examples_are_not_compared():
         compare(first, replace(first, config=replace(CONFIG, mask_history=False)))
 
 
+def test_results_without_intervals_are_compared_by_resamples_all_the_same():
+    config, many = replace(CONFIG, bootstrap=0), examples_of([[1]] * 50, [2] * 50)
+    first = evaluate(PopularityScorer(POPULARITY), many, POPULARITY, length=2, config=config)
+    assert compare(first, replace(first, ranks=first.ranks + 5))["HR@3"].p_value == 2 / 1001
+
+
 def test_errors_say_what_does_not_fit():
     scorer = PopularityScorer(POPULARITY)
     with pytest.raises(EmptySplitError, match="no held-out item"):

@@ -1,55 +1,20 @@
-"""Plain-numpy versions of the papers' equations, written without the library's code (papers.md 1.0 and 1.1)."""
+"""Plain-numpy versions of the papers' equations, written without the library's code (papers.md 1.0)."""
 
 import numpy as np
 
+from tests.models.reference_experts import gelu
 
-def softmax(x):
-    e = np.exp(x - x.max())
-    return e / e.sum()
-
-
-def block(z, p):
-    """SANB with ReLU: matrices stored [bottleneck, width]."""
-    return z + np.maximum(z @ p["down"].T + p["down_bias"], 0) @ p["up"] + p["up_bias"]
-
-
-def crossan_item(params, states, order, temperature=0.1):
-    """Item vector and fusion weights of ONE item whose present modalities are the keys of `states`.
-
-    `states`: modality -> [layers, width]; all towers equally deep and wide.
-    """
-    adapters, present = params["adapters"], [name for name in order if name in states]
-    side = dict.fromkeys(present, 0.0)
-    for rung in range(len(next(iter(states.values())))):
-        mixed = {}
-        for target in present:
-            logits = [adapters[f"gate_{target}_backbone"][rung]]
-            logits += [adapters[f"gate_{target}_{source}"][rung] for source in present]
-            weights = softmax(np.array(logits) / temperature)
-            mixed[target] = weights[0] * states[target][rung]
-            for weight, source in zip(weights[1:], present, strict=True):
-                mixed[target] = mixed[target] + weight * side[source]
-        side = {name: block(mixed[name], adapters[f"sanb_{name}_{rung}"]) for name in present}
-    vectors = {
-        name: side[name] @ params[f"project_{name}"]["kernel"].T + params[f"project_{name}"]["bias"] for name in present
-    }
-    fusion, experts, logits = params["fusion"], [], []
-    for target in present:
-        logits.append(
-            sum(vectors[source] @ fusion[f"gate_{target}_from_{source}"] for source in present)
-            + fusion[f"gate_{target}_bias"]
-        )
-        h = vectors[target] @ fusion[f"expert_{target}_in"]["kernel"] + fusion[f"expert_{target}_in"]["bias"]
-        h = np.array([0.5 * x * (1 + _erf(x / np.sqrt(2))) for x in h])
-        experts.append(h @ fusion[f"expert_{target}_out"]["kernel"] + fusion[f"expert_{target}_out"]["bias"])
-    weights = softmax(np.array(logits))
-    return sum(w * e for w, e in zip(weights, experts, strict=True)), dict(zip(present, weights, strict=True))
+ACTIVATIONS = {
+    "relu": lambda x: np.maximum(x, 0),
+    "gelu": gelu,
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "identity": lambda x: x,
+}
 
 
-def _erf(x):
-    import math
-
-    return math.erf(x)
+def block(z, p, activation="relu"):
+    """SANB: matrices stored [bottleneck, width]."""
+    return z + ACTIVATIONS[activation](z @ p["down"].T + p["down_bias"]) @ p["up"] + p["up_bias"]
 
 
 def in_batch_loss(users, vectors, sequences, popularity):

@@ -69,39 +69,3 @@ def gru(params, items, layers):
             out.append(state)
         x = np.array(out)
     return x
-
-
-def crossan_towers(adapters, states, order, *, cross_source="side", gate="softmax", shared=False, temperature=0.1):
-    """Last side states of ONE item that has all modalities, of widths and numbers that may differ (papers.md 1.1)."""
-    rungs = max(len(states[name]) for name in order)
-    side = {}
-    for rung in range(rungs):
-        active = [name for name in order if rung >= rungs - len(states[name])]
-        backbone = {name: states[name][rung - (rungs - len(states[name]))] for name in active}
-        after = {}
-        for target in active:
-            own = rung - (rungs - len(states[target]))
-            sources = ["backbone", *(name for name in active if name == target or cross_source != "none")]
-            who = "shared" if shared else target
-            logits = np.array([adapters[f"gate_{who}_{source}"][rung - rungs] for source in sources]) / temperature
-            if gate == "softmax":
-                weights = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-            else:
-                weights = sigmoid(logits) if gate == "sigmoid" else np.ones(len(sources))
-            z = np.zeros(len(backbone[target]))
-            for weight, source in zip(weights, sources, strict=True):
-                if source == "backbone":
-                    value = backbone[target]
-                elif source == target or cross_source == "side":
-                    value = side.get(source)
-                else:
-                    value = backbone[source]
-                if value is None:
-                    continue
-                if len(value) != len(z):
-                    dtl = adapters[f"transform_{target}_from_{source}_{own}"]
-                    value = value @ dtl["kernel"] + dtl["bias"]
-                z = z + weight * value
-            after[target] = block(z, adapters[f"sanb_{target}_{own}"])
-        side = after
-    return side

@@ -13,14 +13,19 @@ from mmrec_jax.fusion import FUSIONS, FusionConfig
 from mmrec_jax.sequence import SasRec, SasRecConfig
 from mmrec_jax.systems.crossan import Crossan, CrossanConfig
 from tests.models.helpers import applied, begun, crossan, hidden, random_params
-from tests.models.reference import block, crossan_item
+from tests.models.reference import block
+from tests.models.reference_crossan import crossan_item
 
 NAMES = ("text", "image", "audio")
 IISAN_PARAMETERS = 4_113_877  # papers.md 1.0: two modalities, 7 of 13 layers x 768, r = 64, D = 64
 
 
+def as_float64(tree):
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
 def numpy_states(states, row, names):
-    return {n: np.stack([np.asarray(layer[row], np.float64) for layer in states.values[n]]) for n in names}
+    return {n: [np.asarray(layer[row], np.float64) for layer in states.values[n]] for n in names}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -30,12 +35,9 @@ def test_item_vectors_equal_the_equations(count, complete):
     states = hidden(names, complete=complete)
     module = crossan(names)
     params = random_params(module, states)
-    if count == 1:
-        params["fusion"] |= {"gate_text_from_text": jnp.zeros(4), "gate_text_bias": jnp.zeros(())}
     result = applied(module, params, states)
-    plain = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     for row in range(5):
-        vector, weights = crossan_item(plain, numpy_states(states, row, names), names)
+        vector, weights = crossan_item(as_float64(params), numpy_states(states, row, names), {"kind": "momef"})
         # float32 against float64 over three rungs of width 8
         np.testing.assert_allclose(result.vector[row], vector, rtol=2e-5, atol=2e-6)
         np.testing.assert_allclose(result.weights[row], list(weights.values()), rtol=2e-5, atol=2e-6)
@@ -49,9 +51,8 @@ def test_an_absent_modality_is_as_if_the_model_had_never_had_it(seed, absent):
     module = crossan(NAMES)
     params = random_params(module, states, seed)
     result = applied(module, params, states)
-    plain = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     kept = [name for name in NAMES if name not in absent]
-    vector, weights = crossan_item(plain, numpy_states(states, 1, kept), NAMES)
+    vector, weights = crossan_item(as_float64(params), numpy_states(states, 1, kept), {"kind": "momef"})
     np.testing.assert_allclose(result.vector[1], vector, rtol=5e-5, atol=5e-6)
     for column, name in enumerate(NAMES):
         if name in absent:
@@ -95,7 +96,7 @@ def test_one_modality_is_the_intra_modal_tower_of_iisan():
         difference = adapters["gate_text_backbone"][rung] - adapters["gate_text_text"][rung]
         gate = 1 / (1 + np.exp(-float(difference) / 0.1))
         mixed = gate * np.asarray(states.values["text"][rung], np.float64) + (1 - gate) * side
-        side = block(mixed, jax.tree.map(lambda x: np.asarray(x, np.float64), adapters[f"sanb_text_{rung}"]))
+        side = block(mixed, as_float64(adapters[f"sanb_text_{rung}"]))
     projected = side @ np.asarray(params["project_text"]["kernel"]).T + np.asarray(params["project_text"]["bias"])
     from mmrec_jax.adapters import CrossModalTowers
 
@@ -214,6 +215,7 @@ def test_item_order_does_not_matter():
         lambda: TowerConfig((TowerSpec("text", 8, 2),), cross_source="both"),
         lambda: FusionConfig(kind="mean"),
         lambda: FusionConfig(temperature=0.0),
+        lambda: FusionConfig(expert="identity", residual=True),
     ],
 )
 def test_impossible_settings_are_refused(wrong):
