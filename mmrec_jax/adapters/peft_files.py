@@ -1,16 +1,20 @@
 """LoRA in the file layout of the `peft` library: adapter_model.safetensors and adapter_config.json.
 
-Names are those of the backbone's own files, by its family's weight map, so that a `peft` model over transformers'
-`AutoModel` of the same checkpoint reads them. Nothing is guessed: missing, further and misshapen tensors are errors.
+Names are those of transformers' modules, by the family's weight map, so that a `peft` model over transformers'
+`AutoModel` of the same checkpoint reads them; those of the backbone's files are read too. Nothing is guessed: missing,
+further and misshapen tensors are errors.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -27,6 +31,7 @@ from mmrec_jax.types import Params
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 ROOT = "base_model.model."  # what peft puts before the names of the model that it wraps
 PLACE = re.compile(r"(?P<block>.*block_(?P<layer>\d+))/(?:.*/)?(?P<place>\w+)/dense/kernel")
+MATRICES = {"a": "lora_A", "b": "lora_B"}  # our names of them -> those of peft
 REFUSED = (
     *("use_rslora", "use_dora", "use_qalora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern"),
     *("modules_to_save", "layer_replication", "target_parameters", "trainable_token_indices", "megatron_config"),
@@ -38,8 +43,24 @@ REFUSED_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 the matrices belong to the changed ones, which the folder does not hold."""
 
 
+@dataclass(frozen=True)
+class _Projection:
+    """A projection of the backbone: names of its module, transformers' first, and its kernel's shape, [in, out]."""
+
+    names: tuple[str, ...]
+    kernel: tuple[int, int]
+
+    @property
+    def module(self) -> str:
+        return self.names[0]
+
+    def shapes(self, rank: int) -> dict[str, tuple[int, int]]:
+        """Of LoRA's matrices beside it."""
+        return {"a": (self.kernel[0], rank), "b": (rank, self.kernel[1])}
+
+
 def export_lora(
-    directory: str | Path, backbone: Backbone, method: MethodConfig, added: Params, *, prefix: str = ""
+    directory: str | Path, backbone: Backbone, method: MethodConfig, added: Params, *, prefix: str | None = None
 ) -> None:
     """Writes LoRA's matrices and their config.
 
@@ -48,21 +69,23 @@ def export_lora(
         backbone: that they are in.
         method: how they were made.
         added: the trained part inside the backbone, `params["embedded"][modality]`.
-        prefix: before the backbone's own names, where `peft` is to wrap a larger model around it ("bert." for
-            AutoModelForMaskedLM).
+        prefix: before the backbone's own names, where `peft` is to wrap another model around it than `AutoModel`
+            ("bert." for AutoModelForMaskedLM). None is what `AutoModel` has there: "text_model." or "vision_model."
+            where the backbone is a tower of two (CLIP, SigLIP), otherwise nothing.
 
     Raises:
-        ConfigError: the method is no LoRA, or a projection shares its tensor with others in the backbone's files.
+        ConfigError: the method is no LoRA, or `added` is not what it trains in the backbone: names all that is wrong.
     """
     if method.kind != "lora":
         raise ConfigError(f"peft's layout is written for kind='lora', not for {method.kind!r}.")
-    modules, tensors = _modules(backbone), {}
-    flat = traverse_util.flatten_dict(added, sep="/")
-    for path in sorted(path for path in flat if path.endswith("/a")):
-        module = _known(modules, _kernel_of(path), backbone)
-        # torch's Linear keeps [out, in]: lora_A is [rank, in], lora_B [out, rank].
-        tensors[f"{ROOT}{prefix}{module}.lora_A.weight"] = transpose(np.asarray(flat[path], np.float32))
-        tensors[f"{ROOT}{prefix}{module}.lora_B.weight"] = transpose(np.asarray(flat[f"{path[:-1]}b"], np.float32))
+    projections, tensors, modules = _projections(backbone), {}, []
+    flat = _checked(added, projections, method, backbone.spec)
+    for kernel in sorted({_kernel_of(path) for path in flat}):
+        modules.append((backbone.family.tower if prefix is None else prefix) + projections[kernel].module)
+        for matrix, theirs in MATRICES.items():
+            # torch's Linear keeps [out, in]: lora_A is [rank, in], lora_B [out, rank].
+            tensor = transpose(np.asarray(flat[_added(kernel, matrix)], np.float32))
+            tensors[f"{ROOT}{modules[-1]}.{theirs}.weight"] = tensor
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -74,7 +97,8 @@ def export_lora(
         "lora_alpha": method.alpha,
         "lora_dropout": method.dropout,
         "bias": "none",
-        "target_modules": [name.removeprefix(ROOT).rsplit(".", 2)[0] for name in tensors if "lora_A" in name],
+        # A pattern is matched against whole names; of a list, any name that ends in one of it would be a target.
+        "target_modules": "|".join(re.escape(module) for module in modules),
         "inference_mode": True,
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
@@ -94,26 +118,27 @@ def import_lora(directory: str | Path, backbone: Backbone) -> tuple[MethodConfig
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or not isinstance(alpha, int | float):
         raise CheckpointError(f"{folder / CONFIG}: r={rank!r} and lora_alpha={alpha!r} must be numbers.")
-    kernels = {module: path for path, module in _modules(backbone).items()}
-    shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(backbone.params, sep="/").items()}
-    found, problems = {}, []
+    projections = _projections(backbone)
+    kernels = {name: path for path, known in projections.items() for name in known.names}
+    found: dict[str, Any] = {}
+    problems = []
     for name, tensor in _read_tensors(folder / WEIGHTS).items():
         module, _, matrix = name.removeprefix(ROOT).removesuffix(".weight").rpartition(".")
         kernel = kernels.get(module) or kernels.get(module.removeprefix(_prefix(backbone)))
-        if kernel is None or matrix not in ("lora_A", "lora_B") or not name.startswith(ROOT):
+        if kernel is None or matrix not in MATRICES.values() or not name.startswith(ROOT):
             problems.append(f"tensor {name} {list(tensor.shape)} has no place in the backbone")
             continue
-        wide, high = shapes[kernel]
-        expected = (rank, wide) if matrix == "lora_A" else (high, rank)
+        ours = "a" if matrix == MATRICES["a"] else "b"
+        expected = projections[kernel].shapes(rank)[ours][::-1]
         if tensor.shape != expected:
             problems.append(f"tensor {name} {list(tensor.shape)} should be {list(expected)}")
-        found[_added(kernel, "a" if matrix == "lora_A" else "b")] = jnp.asarray(transpose(tensor))
-    other = {"a": "b", "b": "a"}
-    halves = [path for path in found if path[:-1] + other[path[-1]] not in found]
-    problems += [f"the other matrix of {path[:-2]} is missing" for path in halves]
+        if _added(kernel, ours) in found:
+            problems.append(f"tensor {name} is of the same matrix as another")
+        found[_added(kernel, ours)] = jnp.asarray(transpose(tensor))
+    problems += _halves(found)
     places = {path: _place(_kernel_of(path)) for path in found}
     targets, layers = sorted({place for place, _ in places.values()}), sorted({layer for _, layer in places.values()})
-    wanted = {path for path in shapes if PLACE.fullmatch(path) and _place(path) in _product(targets, layers)}
+    wanted = {path for path in projections if _place(path) in _product(targets, layers)}
     problems += [f"there is nothing for {path}" for path in sorted(wanted) if _added(path, "a") not in found]
     if problems or not found:
         raise CheckpointError(
@@ -134,20 +159,50 @@ def _product(targets: list[str], layers: list[int]) -> set[tuple[str, int]]:
     return {(target, layer) for target in targets for layer in layers}
 
 
-def _modules(backbone: Backbone) -> dict[str, str]:
-    """Path of a projection's kernel -> name of its module in the backbone's files."""
+def _projections(backbone: Backbone) -> dict[str, _Projection]:
+    """By the paths of their kernels, the projections that are modules of their own in transformers."""
     assert backbone.weight_map is not None
-    return {
-        weight.target: weight.sources[0].removesuffix(".weight")
-        for weight in backbone.weight_map.weights
-        if PLACE.fullmatch(weight.target) and len(weight.sources) == 1 and weight.convert is transpose
-    }
+    # The parameters at hand may lack those that are trained.
+    made = jax.eval_shape(backbone.model.init, jax.random.key(0), backbone.example)["params"]
+    shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(made, sep="/").items()}
+    found = {}
+    for weight in backbone.weight_map.weights:
+        if not PLACE.fullmatch(weight.target):
+            continue
+        in_file = len(weight.sources) == 1 and weight.convert is transpose
+        names = (weight.module, weight.sources[0].removesuffix(".weight") if in_file else "")
+        if any(names):
+            found[weight.target] = _Projection(tuple(name for name in names if name), shapes[weight.target])
+    return found
 
 
-def _known(modules: dict[str, str], kernel: str, backbone: Backbone) -> str:
-    if kernel not in modules:
-        raise ConfigError(f"{backbone.spec}: {kernel} shares its tensor with others: peft has no such LoRA.")
-    return modules[kernel]
+def _checked(
+    added: Params, projections: dict[str, _Projection], method: MethodConfig, spec: str
+) -> dict[str, np.ndarray]:
+    """The matrices by their paths, which are LoRA's of this rank in the projections."""
+    flat = traverse_util.flatten_dict(added, sep="/")
+    problems = []
+    for path, leaf in sorted(flat.items()):
+        kernel, matrix, shape = _kernel_of(path), path[-1], np.shape(leaf)
+        if kernel not in projections or path not in [_added(kernel, matrix) for matrix in MATRICES]:
+            problems.append(f"{path} {list(shape)} is no matrix of LoRA in a projection of the backbone")
+        elif shape != (expected := projections[kernel].shapes(method.rank)[matrix]):
+            problems.append(f"{path} {list(shape)} should be {list(expected)} at rank={method.rank}")
+    if problems := problems or _halves(flat):
+        raise ConfigError(
+            f"{spec}: {'; '.join(problems)}: give the method and what it trained in this backbone, "
+            'params["embedded"][modality].'
+        )
+    if not flat:
+        raise ConfigError(f'{spec}: there is no LoRA to write: give what was trained, params["embedded"][modality].')
+    return flat
+
+
+def _halves(found: Collection[str]) -> list[str]:
+    """What to say of matrices without their others."""
+    other = {"a": "b", "b": "a"}
+    halves = [path for path in found if path[:-1] + other[path[-1]] not in found]
+    return [f"the other matrix of {path[:-2]} is missing" for path in halves]
 
 
 def _prefix(backbone: Backbone) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -91,12 +92,14 @@ class Family:
             family a kind.
         build: makes the encoder from config.json; the method, if any, is applied at the blocks' places.
         presets: the published sizes: a checkpoint's name -> what its config.json says.
+        tower: of a model with several towers, what transformers' model of all of them puts before this one's names.
     """
 
     model_type: str
     kind: str
     build: Callable[[dict, BlockMethod | None], Encoder]
     presets: Mapping[str, dict] = field(default_factory=dict)
+    tower: str = ""
 
 
 def computed_as(encoder: Encoder, dtype: str, remat: bool) -> Encoder:
@@ -200,7 +203,11 @@ def check_heads(config: TransformerConfig) -> TransformerConfig:
 
 
 def block_weights(
-    config: TransformerConfig, source: str, names: dict[str, str], target: str = "transformer/block_{layer}"
+    config: TransformerConfig,
+    source: str,
+    names: dict[str, str],
+    target: str = "transformer/block_{layer}",
+    modules: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Weight]:
     """The weights of all blocks.
 
@@ -212,6 +219,8 @@ def block_weights(
             "feed_forward_scale"; with sub-normalisation "attention_sub_norm", "feed_forward_sub_norm". A bias that
             is not beside its weight is named too: "query_bias" and so on.
         target: our block's path.
+        modules: projection -> transformers' name of its module with `{layer}` in it, for those that the tensors' names
+            do not tell.
     """
     made: list[Weight] = []
     for layer in range(config.depth):
@@ -219,7 +228,8 @@ def block_weights(
         ours = target.format(layer=layer)
         for place in sorted(PROJECTIONS & theirs.keys()):
             path = f"{ours}/{'feed_forward' if place in ('up', 'gate', 'down') else 'attention'}/{place}/dense"
-            made += dense(path, theirs[place], bias=False)
+            module = modules.get(place, "").format(layer=layer)
+            made += dense(path, theirs[place], bias=False, module=module)
             if place in config.biased:
                 made.append(Weight(f"{path}/bias", theirs.get(f"{place}_bias", f"{theirs[place]}.bias")))
         for part in ("attention", "feed_forward"):

@@ -33,11 +33,14 @@ class Weight:
         source: the tensor's name in the file, as `WeightMap.name` gives it; several where one parameter is
             computed from more than one tensor.
         convert: turns the sources' layout into the target's.
+        module: of a projection's kernel, the module of transformers that has it, where the source's name does not
+            tell it: transformers renames and splits the tensors of some families as it loads them.
     """
 
     target: str
     source: str | tuple[str, ...]
     convert: Callable[..., np.ndarray] = field(default=lambda tensor: tensor)
+    module: str = ""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -74,9 +77,9 @@ def transpose(tensor: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(tensor.T)
 
 
-def dense(target: str, source: str, bias: bool = True) -> list[Weight]:
+def dense(target: str, source: str, bias: bool = True, module: str = "") -> list[Weight]:
     """A torch Linear as a Flax Dense."""
-    made = [Weight(f"{target}/kernel", f"{source}.weight", transpose)]
+    made = [Weight(f"{target}/kernel", f"{source}.weight", transpose, module)]
     return [*made, Weight(f"{target}/bias", f"{source}.bias")] if bias else made
 
 

@@ -14,7 +14,7 @@ from flax import traverse_util
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from mmrec_jax.adapters.config import HARMLESS, MethodConfig
+from mmrec_jax.adapters.config import MethodConfig
 from mmrec_jax.adapters.embedded import EmbeddedMethod, join, split, start_of, trained_names, used_names
 from mmrec_jax.adapters.peft_files import import_lora
 from mmrec_jax.backbones.backbone import Backbone, load
@@ -230,16 +230,16 @@ def live_backbone(
 def _given(backbone: Backbone, method: MethodConfig, trained: set[str], where: str) -> Params:
     """LoRA's matrices, on the host, from a folder of peft's, which must be of the method that the config says."""
     found, added = import_lora(method.start, backbone)
-    every = method.layers == tuple(range(backbone.sizes.depth))  # as good as naming none
-    harmless: dict[str, Any] = {key: getattr(MethodConfig, key) for key in HARMLESS}
-    asked = replace(method, **harmless, dropout=0.0, layers=() if every else method.layers)
-    said = replace(found, dropout=0.0, targets=tuple(sorted(found.targets)))
-    if replace(asked, targets=tuple(sorted(asked.targets))) != said:
+    shapes = jax.eval_shape(backbone.model.init, jax.random.key(0), backbone.example)["params"]
+    given, places = set(traverse_util.flatten_dict(added, sep="/")), set(traverse_util.flatten_dict(shapes, sep="/"))
+    same = (found.rank, found.alpha) == (method.rank, method.alpha)
+    # Blocks after the last state that is read are not trained, so a folder that was made of a run has none of them.
+    if not same or given - places or trained - given:
         raise ConfigError(
             f"{where}: start={method.start!r} holds LoRA of other settings: set targets={found.targets}, "
             f"rank={found.rank}, alpha={found.alpha}, layers={found.layers}."
         )
-    if beyond := set(traverse_util.flatten_dict(added, sep="/")) - trained:
+    if beyond := given - trained:
         raise ConfigError(f"{where}: start={method.start!r} has {min(beyond)}, which no state that is read depends on.")
     return jax.tree.map(np.array, added)
 

@@ -200,6 +200,30 @@ def test_a_training_begins_with_lora_that_peft_may_have_written(live: Run, shop:
         experiment.load_live(resolve(config_of(shop, settings, "words")))
 
 
+def test_lora_below_the_last_state_that_is_read_begins_another_training(shop: Path, tmp_path: Path) -> None:
+    def loaded(read: tuple[int, ...], **settings):
+        config = config_of(shop, {"words": {"kind": "lora", "rank": 2, **settings}}, "words")
+        config.modalities["words"].layers = read
+        return experiment.load_live(resolve(config)).backbones["words"]
+
+    part = loaded((0, 2))  # of three blocks two are trained, though the config names none
+    added = part.init(jax.random.key(0), {})
+    export_lora(tmp_path, part.backbone, part.method, added)
+    for settings in ({}, {"layers": (0, 1, 2), "targets": ("value", "query")}):
+        begun = loaded((0, 2), start=str(tmp_path), **settings)
+        jax.tree.map(np.testing.assert_array_equal, begun.start, added)
+    for read, settings in (
+        ((0, 3), {}),
+        ((0, 2), {"layers": (1,)}),
+        ((0, 2), {"alpha": 2.0}),
+    ):
+        message = r"set targets=\('query', 'value'\), rank=2, alpha=16.0, layers=\(0, 1\)"
+        with pytest.raises(ConfigError, match=message):
+            loaded(read, start=str(tmp_path), **settings)
+    with pytest.raises(ConfigError, match=r"block_1/\S+, which no state that is read depends on"):
+        loaded((0, 1), start=str(tmp_path))
+
+
 def test_combinations_that_cannot_be_are_found_before_anything_is_loaded(shop: Path, tmp_path: Path) -> None:
     def refused(message: str, methods: dict, **changes) -> None:
         config = config_of(shop, methods)

@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from mmrec_jax.backbones.families.vit import BLOCK
+from mmrec_jax.backbones.families.vit import BLOCK, MODULES
 from mmrec_jax.backbones.family import (
     Encoder,
     Family,
@@ -132,7 +132,7 @@ def build(config: dict, method: BlockMethod | None) -> Encoder:
         Weight("positions", "embeddings.position_embeddings"),
         Weight("projection/kernel", "embeddings.patch_embeddings.projection.weight", patch_kernel),
         Weight("projection/bias", "embeddings.patch_embeddings.projection.bias"),
-        *block_weights(sizes, "encoder.layer.{layer}.", BLOCK),
+        *block_weights(sizes, "encoder.layer.{layer}.", BLOCK, modules=MODULES),
         *norm_weights(sizes, "norm", "layernorm"),
     ]
     return Encoder(

@@ -133,4 +133,7 @@ PRESETS = {
     "clip-vit-base-patch16-text": _size(512, 8),
     "clip-vit-large-patch14-text": _size(768, 12),
 }
-FAMILIES = (Family("clip_text_model", "text", build, PRESETS), Family("clip", "text", build_from_pair))
+FAMILIES = (
+    Family("clip_text_model", "text", build, PRESETS),
+    Family("clip", "text", build_from_pair, tower="text_model."),
+)

@@ -91,4 +91,7 @@ PRESETS = {
     "clip-vit-large-patch14-image": size("clip_vision_model", 1024, 24, 16, 14, 224, **FORM),
     "clip-vit-large-patch14-336-image": size("clip_vision_model", 1024, 24, 16, 14, 336, **FORM),
 }
-FAMILIES = (Family("clip_vision_model", "image", build, PRESETS), Family("clip", "image", build_from_pair))
+FAMILIES = (
+    Family("clip_vision_model", "image", build, PRESETS),
+    Family("clip", "image", build_from_pair, tower="vision_model."),
+)

@@ -6,7 +6,7 @@ tokens, as the distilled models average their two heads.
 
 from __future__ import annotations
 
-from mmrec_jax.backbones.families.vit import BLOCK, patches_of, size, sizes_of, vision_encoder
+from mmrec_jax.backbones.families.vit import BLOCK, MODULES, patches_of, size, sizes_of, vision_encoder
 from mmrec_jax.backbones.family import Encoder, Family, block_weights
 from mmrec_jax.backbones.patches import PatchEmbedding
 from mmrec_jax.backbones.transformer import BlockMethod
@@ -15,7 +15,7 @@ from mmrec_jax.backbones.transformer import BlockMethod
 def build(config: dict, method: BlockMethod | None) -> Encoder:
     """A DeiT encoder from config.json."""
     sizes = sizes_of(config)
-    blocks = block_weights(sizes, "encoder.layer.{layer}.", BLOCK)
+    blocks = block_weights(sizes, "encoder.layer.{layer}.", BLOCK, modules=MODULES)
     embeddings = PatchEmbedding(sizes.width, *patches_of(config), class_tokens=2)
     return vision_encoder(config, sizes, blocks, "deit.", method, embeddings)
 

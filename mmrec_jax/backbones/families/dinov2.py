@@ -26,6 +26,14 @@ ATTENTION = {
     "feed_forward_scale": "layer_scale2.lambda1",
 }
 PLAIN = {"up": "mlp.fc1", "down": "mlp.fc2"}
+MODULES = {
+    "query": SOURCE + "attention.q_proj",
+    "key": SOURCE + "attention.k_proj",
+    "value": SOURCE + "attention.v_proj",
+    "attention_out": SOURCE + "attention.o_proj",
+}
+"""The modules of transformers (5.20 and later) whose names are others than those in its files."""
+GATED_MODULES = {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
 
 
 def first_half(tensor: np.ndarray) -> np.ndarray:
@@ -42,11 +50,12 @@ def gated_weights(depth: int) -> list[Weight]:
     """The SwiGLU feed-forwards of all blocks."""
     made = []
     for layer in range(depth):
-        ours, theirs = f"transformer/block_{layer}/feed_forward", SOURCE.format(layer=layer) + "mlp."
+        ours, theirs = f"transformer/block_{layer}/feed_forward", SOURCE.format(layer=layer)
+        modules = {place: theirs + name for place, name in GATED_MODULES.items()}
         for place, half in (("gate", first_half), ("up", second_half)):
-            made.append(Weight(f"{ours}/{place}/dense/kernel", f"{theirs}weights_in.weight", half))
-            made.append(Weight(f"{ours}/{place}/dense/bias", f"{theirs}weights_in.bias", half))
-        made += dense(f"{ours}/down/dense", f"{theirs}weights_out")
+            made.append(Weight(f"{ours}/{place}/dense/kernel", f"{theirs}mlp.weights_in.weight", half, modules[place]))
+            made.append(Weight(f"{ours}/{place}/dense/bias", f"{theirs}mlp.weights_in.bias", half))
+        made += dense(f"{ours}/down/dense", f"{theirs}mlp.weights_out", module=modules["down"])
     return made
 
 
@@ -69,7 +78,7 @@ def build(config: dict, method: BlockMethod | None, prefix: str, patch: int, reg
         gated=gated,
     )
     names = ATTENTION if gated else {**ATTENTION, **PLAIN}
-    blocks = block_weights(sizes, SOURCE, names) + (gated_weights(sizes.depth) if gated else [])
+    blocks = block_weights(sizes, SOURCE, names, modules=MODULES) + (gated_weights(sizes.depth) if gated else [])
     embeddings = PatchEmbedding(width, *patches_of(config, patch), registers=registers, antialias=registers > 0)
     return vision_encoder(config, sizes, blocks, prefix, method, embeddings)
 

@@ -58,4 +58,7 @@ PRESETS = {
         "siglip_vision_model", 1152, 27, 16, 14, 384, **FORM, intermediate_size=4304
     ),
 }
-FAMILIES = (Family("siglip_vision_model", "image", build, PRESETS), Family("siglip", "image", build_from_pair))
+FAMILIES = (
+    Family("siglip_vision_model", "image", build, PRESETS),
+    Family("siglip", "image", build_from_pair, tower="vision_model."),
+)

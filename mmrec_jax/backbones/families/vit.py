@@ -36,6 +36,15 @@ BLOCK = {
     "down": "output.dense",
     "feed_forward_norm": "layernorm_after",
 }
+MODULES = {
+    "query": "layers.{layer}.attention.q_proj",
+    "key": "layers.{layer}.attention.k_proj",
+    "value": "layers.{layer}.attention.v_proj",
+    "attention_out": "layers.{layer}.attention.o_proj",
+    "up": "layers.{layer}.mlp.fc1",
+    "down": "layers.{layer}.mlp.fc2",
+}
+"""The modules of transformers (5.20 and later), which has other names than its files."""
 IGNORED = {
     r"pooler\..*": "a head on the class token; hidden states are taken before it",
     r"classifier\..*": "head of a task",
@@ -155,7 +164,8 @@ def sizes_of(config: dict, **defaults) -> TransformerConfig:
 def build(config: dict, method: BlockMethod | None) -> Encoder:
     """A ViT encoder from config.json."""
     sizes = sizes_of(config)
-    return vision_encoder(config, sizes, block_weights(sizes, "encoder.layer.{layer}.", BLOCK), "vit.", method)
+    blocks = block_weights(sizes, "encoder.layer.{layer}.", BLOCK, modules=MODULES)
+    return vision_encoder(config, sizes, blocks, "vit.", method)
 
 
 def size(model_type: str, width: int, depth: int, heads: int, patch: int, image: int, **more) -> dict:
