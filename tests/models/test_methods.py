@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 
 import jax
@@ -12,14 +13,15 @@ from flax import linen as nn
 from flax import traverse_util
 
 from mmrec_jax.adapters.config import ADDING, METHODS, MethodConfig
-from mmrec_jax.adapters.embedded import EmbeddedMethod, join, split, start_of, trained_names, used_names
+from mmrec_jax.adapters.embedded import NORMS, EmbeddedMethod, join, split, start_of, trained_names, used_names
 from mmrec_jax.adapters.lora import merge, unmerge
 from mmrec_jax.backbones.backbone import Backbone, load
 from mmrec_jax.backbones.family import Tokens
+from mmrec_jax.backbones.registry import find_family
 from mmrec_jax.backbones.transformer import PROJECTIONS
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.types import Params
-from tests.tiny_backbones import write_backbone
+from tests.tiny_backbones import GOLDEN, golden, write_backbone
 
 TOKENS = Tokens(jnp.asarray([[2, 9, 14, 3, 7], [2, 5, 3, 7, 7]]), jnp.asarray([[True] * 4 + [False], [True] * 5]))
 PIXELS = jnp.asarray(np.random.default_rng(1).normal(size=(2, 28, 28, 3)), jnp.float32)
@@ -177,6 +179,48 @@ def test_layers_say_which_blocks_a_method_is_in(plain) -> None:
     }
 
 
+def golden_encoders() -> list[tuple[str, str]]:
+    """Golden files of whole checkpoints, and what of each is encoded."""
+    names = sorted(str(path.relative_to(GOLDEN).with_suffix("")) for path in GOLDEN.rglob("*.safetensors"))
+    kinds = {"multiway/beit3": ("text", "image")}
+    return [(name, kind) for name in names if "config" in golden(name)[1] for kind in kinds.get(name, ("",))]
+
+
+@pytest.mark.parametrize(("name", "kind"), golden_encoders())
+def test_every_scale_and_bias_of_a_norm_is_one_of_layer_norm(name: str, kind: str) -> None:
+    config = json.loads(golden(name)[1]["config"])
+    encoder = find_family(config["model_type"], name, kind).build(config, None)
+    shapes = jax.eval_shape(encoder.module.init, jax.random.key(0), encoder.example)["params"]
+    every = set(traverse_util.flatten_dict(shapes, sep="/"))
+    scales = {path for path in every if path.endswith("/scale")}  # only norms have one
+    biases = {path[: -len("scale")] + "bias" for path in scales} & every
+    assert scales
+    assert {path for path in every if NORMS.search(path)} == scales | biases
+
+
+def test_blocks_that_no_state_depends_on_are_named(plain) -> None:
+    def names(*states: int, **settings) -> set[str]:
+        config, backbone = MethodConfig(**settings), plain["bert"]
+        model = backbone.model.clone(method=EmbeddedMethod(config), parent=None)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), backbone.example)["params"]
+        used = used_names(model, shapes, backbone.example, states)
+        own = used & set(traverse_util.flatten_dict(backbone.params, sep="/"))
+        return trained_names(config, backbone.sizes.depth, own, used, "methods.title")
+
+    for kind in ("lora", "houlsby", "prefix", "bitfit", "layer_norm"):
+        for layers in ((2,), (1, 2)):
+            with pytest.raises(ConfigError, match=r"methods\.title: no state that is read depends on block 2: name"):
+                names(0, 2, kind=kind, layers=layers)
+        blocks = {name.split("/")[1] for name in names(0, 2, kind=kind) if "/block_" in name}
+        assert blocks == {"block_0", "block_1"}, kind
+    for kind in ("lora", "houlsby", "prompt"):
+        with pytest.raises(ConfigError, match="no state that is read depends on blocks 0, 1, 2"):
+            names(0, kind=kind)
+    with pytest.raises(ConfigError, match="no state that is read depends on block 2"):
+        names(0, 2, kind="top", top=1)
+    assert {name.split("/")[1] for name in names(0, 2, kind="top", top=2)} == {"block_1"}
+
+
 def test_what_cannot_be_trained_is_an_error_that_says_so(plain) -> None:
     for settings, message in (
         ({"kind": "lorra"}, "choose one of frozen, lora, houlsby"),
@@ -187,6 +231,12 @@ def test_what_cannot_be_trained_is_an_error_that_says_so(plain) -> None:
         ({"kind": "lora", "rank": 0}, "rank=0: must be at least 1"),
         ({"kind": "lora", "layers": (2, 1)}, "distinct and ascending"),
         ({"kind": "lora", "dropout": 1.0}, "dropout=1.0: must be in"),
+        ({"kind": "lora", "targets": ("query", "up", "query")}, "targets=.*: query twice"),
+        ({"kind": "lora", "alpha": float("inf")}, "alpha=inf: must be above 0 and finite"),
+        ({"kind": "lora", "alpha": float("nan")}, "alpha=nan: must be above 0 and finite"),
+        ({"kind": "parallel", "scale": float("nan")}, "scale=nan: must be finite and not 0"),
+        ({"kind": "parallel", "scale": float("-inf")}, "scale=-inf: must be finite and not 0"),
+        ({"kind": "lora", "start": "gs://bucket/lora"}, "start=gs://bucket/lora: a URL cannot be used here"),
     ):
         with pytest.raises(ConfigError, match=message):
             MethodConfig(**settings)
