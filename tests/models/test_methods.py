@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +113,55 @@ def test_lora_is_the_product_of_its_matrices_in_plain_numpy(plain) -> None:
     restored = traverse_util.flatten_dict(unmerge(merged, trained, 5.0), sep="/")
     for path, leaf in traverse_util.flatten_dict(backbone.params, sep="/").items():
         np.testing.assert_allclose(restored[path], leaf, atol=1e-6)  # one rounding each of sum and difference
+
+
+def test_what_is_no_lora_of_the_backbone_is_not_merged(plain) -> None:
+    _, trained, frozen = fitted(plain["bert"], TOKENS, random=True, kind="lora", rank=3)
+    query = ("transformer", "block_0", "attention", "query", "added_query")
+    flat = traverse_util.flatten_dict(trained)
+    half = traverse_util.unflatten_dict({path: leaf for path, leaf in flat.items() if path != (*query, "b")})
+    wider = traverse_util.unflatten_dict({**flat, (*query, "a"): jnp.zeros((7, 3))})
+    others = [fitted(plain["bert"], TOKENS, kind=kind)[1] for kind in ("houlsby", "prefix", "bitfit")]
+    for move in (merge, unmerge):
+        for added, named in (
+            ({"title": trained}, "title/transformer/"),
+            (half, "/".join((*query, "a"))),
+            (wider, "/".join((*query, "a"))),
+            ({}, "nothing"),
+            *((other, "transformer/|norm/bias") for other in others),
+        ):
+            with pytest.raises(ConfigError, match=rf"^({named}).* is no matrix of LoRA .* params\['embedded'\]"):
+                move(frozen, added, 16.0)
+
+
+def test_merging_into_a_bfloat16_backbone_loses_nothing_and_its_outputs_have_the_error_of_bfloat16(
+    plain, tmp_path: Path
+) -> None:
+    half, wide = load(str(write_backbone(tmp_path / "bert")), dtype="bfloat16"), plain["bert"]
+    settings = {"kind": "lora", "targets": ("query", "value", "down"), "rank": 3}
+    beside, added, own = fitted(half, TOKENS, random=True, **settings)
+    exactly = fitted(wide, TOKENS, **settings)[0]
+    merged = merge(own, added, 16.0)
+    kinds = {path: leaf.dtype for path, leaf in traverse_util.flatten_dict(merged, sep="/").items()}
+    changed = {path for path, dtype in kinds.items() if dtype == jnp.float32}
+    assert changed == {path for path in kinds if re.search(r"/(query|value|down)/dense/kernel$", path)}
+    jax.tree.map(
+        lambda leaf, theirs: np.testing.assert_array_equal(leaf.astype(jnp.bfloat16), theirs),
+        unmerge(merged, added, 16.0),
+        own,
+    )
+    own_wide, merged_wide = (jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree) for tree in (own, merged))
+    truth = states_of(exactly, added, own_wide, TOKENS)
+    for state, expected in zip(states_of(wide.model, {}, merged_wide, TOKENS), truth, strict=True):
+        np.testing.assert_allclose(state, expected, rtol=1e-4, atol=2e-5)  # float32 in another order
+
+    def error(states: tuple[jax.Array, ...]) -> float:
+        assert {state.dtype for state in states} == {jnp.dtype("bfloat16")}
+        return float(jnp.linalg.norm(states[-1].astype(jnp.float32) - truth[-1]) / jnp.linalg.norm(truth[-1]))
+
+    # Measured: 1.1% beside LoRA, 0.7% merged.
+    live, without = error(states_of(beside, added, own, TOKENS)), error(states_of(half.model, {}, merged, TOKENS))
+    assert 0 < without < 1.5 * live < 0.05
 
 
 def test_a_bottleneck_and_a_prefix_are_their_equations(plain) -> None:
