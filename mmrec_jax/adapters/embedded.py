@@ -77,15 +77,15 @@ def trained_names(config: MethodConfig, depth: int, own: Collection[str], every:
 def _check_used(config: MethodConfig, depth: int, own: Collection[str], where: str) -> None:
     """Refuses blocks above the last state that is read, where a method names them or has no others."""
     used = {int(found[1]) for name in own if (found := BLOCK.search(name))}
+    asked = config.layers or tuple(range(depth if config.kind in ADDING else 0))
     if config.kind == "top":
-        asked = range(depth - config.top, depth)
-    else:
-        asked = config.layers or (range(depth) if config.kind in ADDING else ())
+        asked = tuple(range(depth - config.top, depth))
     idle = sorted(set(asked) - used)
     if idle and (config.layers or len(idle) == len(asked)):
         named = f"block {idle[0]}" if len(idle) == 1 else f"blocks {', '.join(map(str, idle))}"
         raise ConfigError(
-            f"{where}: no state that is read depends on {named}: name others, or a higher state in the modality's layers."
+            f"{where}: no state that is read depends on {named}: name other blocks, or a higher state in the "
+            "modality's `layers`."
         )
 
 

@@ -200,6 +200,43 @@ def test_a_training_begins_with_lora_that_peft_may_have_written(live: Run, shop:
         experiment.load_live(resolve(config_of(shop, settings, "words")))
 
 
+def test_a_finished_run_does_not_need_what_it_began_with(
+    live: Run, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, added = live.live.backbones["words"], live.parameters()["embedded"]["words"]
+    monkeypatch.chdir(tmp_path)
+    export_lora("lora", part.backbone, part.method, added)
+    config = config_of(shop, {"words": {"kind": "lora", "rank": 2, "start": "lora"}}, "words")
+    config.training.epochs = 1
+    trained = modes.train(open_run(config, tmp_path / "run", trains=True))
+    listed = Recommender.load(tmp_path / "run").recommend(users=["u01"], k=3)
+    shutil.rmtree(tmp_path / "lora")
+    assert Recommender.load(tmp_path / "run").recommend(users=["u01"], k=3).equals(listed)
+    run = open_run(None, tmp_path / "run")
+    assert named_leaves(run.parameters()["embedded"]["words"]).keys() == named_leaves(added).keys()
+    again = modes.train(open_run(config, tmp_path / "run", trains=True))  # nothing is left but to evaluate
+    (ours,), (theirs,) = again["models"].values(), trained["models"].values()
+    assert ours["test"]["metrics"] == theirs["test"]["metrics"]
+    with pytest.raises(CheckpointError, match=r"lora/adapter_config\.json cannot be read"):
+        modes.train(open_run(config, tmp_path / "another", trains=True))
+
+
+@pytest.mark.parametrize("settings", [{"kind": "top", "top": 1}, *({"kind": k} for k in ("full", "bitfit"))])
+def test_own_weights_of_a_bfloat16_backbone_are_trained_from_what_its_files_hold(settings: dict, shop: Path) -> None:
+    config = config_of(shop, {"words": settings}, "words")
+    config.modalities.words.compute_dtype = "bfloat16"
+    part = experiment.load_live(resolve(config)).backbones["words"]
+    own = named_leaves(load(str(shop / "bert"), kind="text").params)
+    start = named_leaves(part.start)
+    assert start.keys() == part.trained
+    rounded = [np.any(leaf.astype(jnp.bfloat16) != leaf) for leaf in start.values()]
+    assert any(rounded)  # bfloat16 cannot hold them
+    for name, leaf in start.items():
+        assert leaf.dtype == np.float32
+        np.testing.assert_array_equal(leaf, own[name], err_msg=name)
+    assert {leaf.dtype for leaf in jax.tree.leaves(part.frozen)} <= {jnp.dtype("bfloat16")}
+
+
 def test_combinations_that_cannot_be_are_found_before_anything_is_loaded(shop: Path, tmp_path: Path) -> None:
     def refused(message: str, methods: dict, **changes) -> None:
         config = config_of(shop, methods)
