@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from mmrec_jax.adapters.sanb import ACTIVATIONS
 from mmrec_jax.backbones.transformer import PROJECTIONS
 from mmrec_jax.errors import ConfigError
+from mmrec_jax.files import check_local
 
 ADDING = {
     "lora": ("targets", "rank", "alpha", "dropout", "start"),
@@ -76,6 +78,8 @@ class MethodConfig:
         if not self.targets or (unknown := sorted(set(self.targets) - PROJECTIONS)):
             named = ", ".join(unknown) if self.targets else "none"
             raise ConfigError(f"targets: {named} unknown; choose from {', '.join(sorted(PROJECTIONS))}.")
+        if twice := sorted({target for target in self.targets if self.targets.count(target) > 1}):
+            raise ConfigError(f"targets={self.targets}: {', '.join(twice)} twice; name each once.")
         if self.activation not in ACTIVATIONS:
             raise ConfigError(f"activation={self.activation!r}: choose one of {', '.join(ACTIVATIONS)}.")
         for key in ("rank", "bottleneck", "tokens", "top"):
@@ -85,12 +89,15 @@ class MethodConfig:
             raise ConfigError(f"chunk={self.chunk}: a number of items, or 0 for all at once.")
         if self.heads < 0:
             raise ConfigError(f"heads={self.heads}: a number of attention heads, or 0 for all at once.")
-        if not self.alpha > 0 or self.scale == 0:
-            raise ConfigError(f"alpha={self.alpha}, scale={self.scale}: alpha must be above 0, scale not 0.")
+        if not 0 < self.alpha < math.inf:
+            raise ConfigError(f"alpha={self.alpha}: must be above 0 and finite.")
+        if self.scale == 0 or not math.isfinite(self.scale):
+            raise ConfigError(f"scale={self.scale}: must be finite and not 0.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout}: must be in [0, 1).")
         if any(layer < 0 for layer in self.layers) or list(self.layers) != sorted(set(self.layers)):
             raise ConfigError(f"layers={self.layers}: blocks are counted from 0, distinct and ascending.")
+        check_local("start", self.start)
         if unread := sorted(self._unread()):
             raise ConfigError(f"{', '.join(unread)}: kind={self.kind!r} does not read it; leave it at its default.")
 

@@ -19,7 +19,7 @@ from mmrec_jax.errors import ConfigError
 from mmrec_jax.types import Params
 
 BLOCK = re.compile(r"(?:^|/)block_(\d+)/")
-NORMS = re.compile(r"(?:^|/)(?:\w+_)?norm(?:_\w+)?/(?:scale|bias)$")
+NORMS = re.compile(r"(?:^|/)(?:\w+_)?norms?(?:_\w+)?/(?:scale|bias)$")
 _BOTTLENECKS = {"houlsby": ("attention", "feed_forward"), "pfeiffer": ("feed_forward",), "parallel": ("feed_forward",)}
 
 
@@ -53,12 +53,14 @@ def trained_names(config: MethodConfig, depth: int, own: Collection[str], every:
         where: what to call the backbone in a message.
 
     Raises:
-        ConfigError: a block that the backbone lacks, or a target or weights that it does not have.
+        ConfigError: a block that the backbone lacks or no hidden state depends on, or a target or weights that it does
+            not have.
     """
     beyond = [layer for layer in config.layers if layer >= depth]
     if beyond or (config.kind == "top" and config.top > depth):
         asked = f"layers {beyond}" if beyond else f"top={config.top}"
         raise ConfigError(f"{where}: {asked}: the backbone has {depth} blocks, counted from 0.")
+    _check_used(config, depth, own, where)
     if config.kind in ADDING:
         names = {name for name in every if "/added_" in f"/{name}"}
         lacking = [t for t in config.targets if config.kind == "lora" and not any(f"/added_{t}/" in n for n in names)]
@@ -70,6 +72,21 @@ def trained_names(config: MethodConfig, depth: int, own: Collection[str], every:
     if not names and config.kind != "frozen":
         raise ConfigError(f"{where}: kind={config.kind!r} finds nothing to train in the backbone: choose another kind.")
     return names
+
+
+def _check_used(config: MethodConfig, depth: int, own: Collection[str], where: str) -> None:
+    """Refuses blocks above the last state that is read, where a method names them or has no others."""
+    used = {int(found[1]) for name in own if (found := BLOCK.search(name))}
+    asked = config.layers or tuple(range(depth if config.kind in ADDING else 0))
+    if config.kind == "top":
+        asked = tuple(range(depth - config.top, depth))
+    idle = sorted(set(asked) - used)
+    if idle and (config.layers or len(idle) == len(asked)):
+        named = f"block {idle[0]}" if len(idle) == 1 else f"blocks {', '.join(map(str, idle))}"
+        raise ConfigError(
+            f"{where}: no state that is read depends on {named}: name other blocks, or a higher state in the "
+            "modality's `layers`."
+        )
 
 
 def _selects(config: MethodConfig, depth: int, name: str) -> bool:

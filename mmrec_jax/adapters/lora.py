@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float
 
 from mmrec_jax.dropout import drop
+from mmrec_jax.errors import ConfigError
 from mmrec_jax.types import Params
 
 
@@ -41,30 +43,53 @@ def _uniform(key: Array, shape: tuple[int, int]) -> Array:
 
 
 def merge(backbone: Params, added: Params, alpha: float) -> Params:
-    """A backbone whose projections have LoRA's products in them: the same outputs without the method.
+    """A backbone whose projections have LoRA's products in them: the same function without the method.
+
+    The kernels that change are float32, whatever they were, so that nothing is lost here. A module in bfloat16 rounds
+    them as it computes: its outputs differ from those beside LoRA as far as both differ from float32's.
 
     Args:
         backbone: parameters of the frozen backbone; not changed.
         added: what LoRA added to it, under `added_<place>` beside each projection.
         alpha: as the modules had it.
+
+    Raises:
+        ConfigError: `added` is empty, or has something else than LoRA's matrices for projections of this backbone.
     """
     return _moved(backbone, added, alpha)
 
 
 def unmerge(merged: Params, added: Params, alpha: float) -> Params:
-    """The backbone that `merge` was given, up to the rounding of one sum and one difference."""
+    """The backbone that `merge` was given, up to float32's rounding of one sum and one difference; errors as there."""
     return _moved(merged, added, -alpha)
 
 
 def _moved(backbone: Params, added: Params, alpha: float) -> Params:
     kernels: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(backbone))
-    products = traverse_util.flatten_dict(added)
-    for path in products:
-        if path[-1] != "a":
-            continue
-        a, b = products[path], products[(*path[:-1], "b")]
-        place = (*path[:-2], "dense", "kernel")
+    for place, (a, b) in _pairs(kernels, added).items():
         product = jnp.asarray(a, jnp.float32) @ jnp.asarray(b, jnp.float32)
-        kernel = jnp.asarray(kernels[place])
-        kernels[place] = (kernel.astype(jnp.float32) + (alpha / a.shape[1]) * product).astype(kernel.dtype)
+        kernels[place] = jnp.asarray(kernels[place], jnp.float32) + (alpha / a.shape[1]) * product
     return traverse_util.unflatten_dict(kernels)
+
+
+def _pairs(kernels: Mapping[tuple[str, ...], Any], added: Params) -> dict[tuple[str, ...], tuple[Any, Any]]:
+    """Path of a kernel -> LoRA's matrices beside it."""
+    leaves: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(added))
+    found = {}
+    for path in leaves or [("nothing",)]:
+        *module, last = path
+        a, b = (leaves.get((*module, matrix)) for matrix in ("a", "b"))
+        place = (*module[:-1], "dense", "kernel")
+        kernel = kernels.get(place)
+        if last not in ("a", "b") or a is None or b is None or kernel is None or _shape(a, b) != kernel.shape:
+            raise ConfigError(
+                f"{'/'.join(path)} is no matrix of LoRA beside a projection of this backbone: give what kind='lora' "
+                "trained inside it, params['embedded'][MODALITY]."
+            )
+        found[place] = a, b
+    return found
+
+
+def _shape(a: Any, b: Any) -> tuple[int, ...]:
+    """Of the product of two matrices; () where they have none."""
+    return (a.shape[0], b.shape[1]) if a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0] else ()

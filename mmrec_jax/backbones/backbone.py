@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import Mesh
@@ -118,16 +121,12 @@ def load(
     config = read_config(directory)
     family = find_family(config.get("model_type"), str(directory / "config.json"), kind)
     encoder = computed_as(family.build(config, None), dtype, remat)
-    expected = jax.eval_shape(encoder.module.init, jax.random.key(0), encoder.example)["params"]
-    files = weight_files(directory)
+    expected = _shapes(encoder)
     shardings = parameter_shardings(expected, encoder.transformer, mesh) if mesh else {}
     places = traverse_util.flatten_dict(shardings, sep="/")
-    params = map_weights(
-        Tensors(files),
-        encoder.weight_map,
-        expected,
-        str(files[0] if len(files) == 1 else directory),
-        lambda path, made: jax.device_put(made.astype(dtype, copy=False), places.get(path)),
+    files = weight_files(directory)
+    params = _read(
+        files, encoder, expected, lambda path, made: jax.device_put(made.astype(dtype, copy=False), places.get(path))
     )
     preprocess: Preprocessor
     if family.kind == "text":
@@ -151,6 +150,40 @@ def load(
         example=encoder.example,
         weight_map=encoder.weight_map,
     )
+
+
+def read_weights(spec: str, names: Collection[str], *, kind: str = "", revision: str = "") -> Params:
+    """Parameters of a backbone as its files have them: float32, on the host, whatever it is loaded in.
+
+    Args:
+        spec: as for `load`, like `kind` and `revision`.
+        names: '/'-joined, of the parameters that are wanted.
+
+    Raises:
+        BackboneError: the files are missing, of an unknown kind, or do not fit together.
+    """
+    directory = locate(spec, revision, kind=kind)
+    config = read_config(directory)
+    encoder = find_family(config.get("model_type"), str(directory / "config.json"), kind).build(config, None)
+    wanted = {}
+
+    def keep(path: str, made: np.ndarray) -> None:
+        if path in names:
+            wanted[path] = made
+
+    _read(weight_files(directory), encoder, _shapes(encoder), keep)
+    return traverse_util.unflatten_dict(wanted, sep="/")
+
+
+def _shapes(encoder: Encoder) -> Params:
+    return jax.eval_shape(encoder.module.init, jax.random.key(0), encoder.example)["params"]
+
+
+def _read(
+    files: Sequence[Path], encoder: Encoder, expected: Params, finish: Callable[[str, np.ndarray], Any]
+) -> Params:
+    where = str(files[0] if len(files) == 1 else files[0].parent)
+    return map_weights(Tensors(files), encoder.weight_map, expected, where, finish)
 
 
 def _text(directory: Path, encoder: Encoder, max_tokens: int) -> TextPreprocessor:

@@ -13,7 +13,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Array
 from safetensors import SafetensorError, safe_open
 
 from mmrec_jax.errors import BackboneError
@@ -158,7 +157,7 @@ def map_weights(
     mapping: WeightMap,
     expected: Params,
     where: str,
-    finish: Callable[[str, np.ndarray], Array] = lambda path, made: jnp.asarray(made),
+    finish: Callable[[str, np.ndarray], Any] = lambda path, made: jnp.asarray(made),
 ) -> Params:
     """Arranges source tensors as Flax parameters, one after another.
 
@@ -167,7 +166,7 @@ def map_weights(
         mapping: the family's weight map.
         expected: the parameters' shapes, as `jax.eval_shape` of the module's init gives them.
         where: the file's or folder's name for the error.
-        finish: puts a parameter, named by its path, on a device.
+        finish: puts a parameter, named by its path, where it is to be.
 
     Raises:
         BackboneError: tensors are missing, left over, or of another shape; all of them are listed.

@@ -15,11 +15,16 @@ if TYPE_CHECKING:
     from mmrec_jax.live import LiveBackbones, LiveCatalogue
 
 
-def load_live(config: RunConfig) -> LiveBackbones | None:
+def load_live(config: RunConfig, *, begins: bool = True) -> LiveBackbones | None:
     """The backbones that are run in the step; None where there are none.
+
+    Args:
+        config: of the run.
+        begins: whether a training may begin with them, which reads each method's `start`.
 
     Raises:
         BackboneError: one cannot be loaded.
+        CheckpointError: what a method is to begin with cannot be read, or does not fit.
         ConfigError: a method, layers or pooling do not fit it.
     """
     if not config.methods:
@@ -28,7 +33,7 @@ def load_live(config: RunConfig) -> LiveBackbones | None:
 
     return LiveBackbones(
         {
-            name: live_backbone(name, config.modalities[name], method, config.extraction)
+            name: live_backbone(name, config.modalities[name], method, config.extraction, begins)
             for name, method in config.methods.items()
         }
     )

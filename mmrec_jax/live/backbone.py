@@ -14,10 +14,10 @@ from flax import traverse_util
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from mmrec_jax.adapters.config import MethodConfig
+from mmrec_jax.adapters.config import SELECTING, MethodConfig
 from mmrec_jax.adapters.embedded import EmbeddedMethod, join, split, start_of, trained_names, used_names
 from mmrec_jax.adapters.peft_files import import_lora
-from mmrec_jax.backbones.backbone import Backbone, load
+from mmrec_jax.backbones.backbone import Backbone, load, read_weights
 from mmrec_jax.backbones.config import ExtractionConfig, ModalityConfig, resolve_layers
 from mmrec_jax.backbones.encode import Head, PooledEncoder, check_head, model_for, pooled_states, tokens_of
 from mmrec_jax.backbones.image import ImagePreprocessor
@@ -40,7 +40,7 @@ class LiveBackbone:
         head: what is kept of its states.
         trained: '/'-joined names of the parameters that are trained.
         start: what training begins with, on the host: pretrained weights, or modules that were trained before; {} where
-            the method begins with fresh ones.
+            the method begins with fresh ones, or added modules have been trained already.
         encoder: the whole catalogue's states.
     """
 
@@ -189,6 +189,7 @@ def live_backbone(
     modality: ModalityConfig,
     method: MethodConfig,
     extraction: ExtractionConfig,
+    begins: bool = True,
 ) -> LiveBackbone:
     """Loads a modality's backbone with a method inside.
 
@@ -197,6 +198,7 @@ def live_backbone(
         modality: its backbone, layers and pooling.
         method: what is trained inside.
         extraction: rows that are encoded at once where the whole catalogue is.
+        begins: whether a training may begin with it, which reads `method.start`.
 
     Raises:
         BackboneError: the backbone cannot be loaded.
@@ -219,7 +221,12 @@ def live_backbone(
     head = Head(layers, modality.pooling, modality.frame_pooling)
     check_head(backbone, head)
     trained = _trained(backbone, method, head, where)
-    start = _given(backbone, method, trained, where) if method.start else start_of(backbone.params, trained)
+    if method.start and begins:
+        start = _given(backbone, method, trained, where)
+    elif method.kind in SELECTING and modality.compute_dtype != "float32":  # those of the backbone are rounded
+        start = read_weights(modality.backbone, trained, kind=modality.kind, revision=modality.revision)
+    else:
+        start = start_of(backbone.params, trained)
     # Weights that are trained lie in the parameters: here they would take the device's memory a second time.
     backbone = replace(backbone, params=split(backbone.params, trained)[1])
     size = extraction.batch(modality.kind, jax.default_backend())

@@ -116,8 +116,8 @@ class Run:
 
     @functools.cached_property
     def live(self) -> LiveBackbones | None:
-        """The backbones that are run in the step."""
-        return experiment.load_live(self.config)
+        """The backbones that are run in the step; once something was trained, what that began with is not read."""
+        return experiment.load_live(self.config, begins=not is_trained(self.workdir))
 
     @functools.cached_property
     def live_catalogue(self) -> LiveCatalogue | None:

@@ -209,7 +209,7 @@ def test_lora_below_the_last_state_that_is_read_begins_another_training(shop: Pa
     part = loaded((0, 2))  # of three blocks two are trained, though the config names none
     added = part.init(jax.random.key(0), {})
     export_lora(tmp_path, part.backbone, part.method, added)
-    for settings in ({}, {"layers": (0, 1, 2), "targets": ("value", "query")}):
+    for settings in ({}, {"layers": (0, 1), "targets": ("value", "query")}):
         begun = loaded((0, 2), start=str(tmp_path), **settings)
         jax.tree.map(np.testing.assert_array_equal, begun.start, added)
     for read, settings in (
@@ -222,6 +222,43 @@ def test_lora_below_the_last_state_that_is_read_begins_another_training(shop: Pa
             loaded(read, start=str(tmp_path), **settings)
     with pytest.raises(ConfigError, match=r"block_1/\S+, which no state that is read depends on"):
         loaded((0, 1), start=str(tmp_path))
+
+
+def test_a_finished_run_does_not_need_what_it_began_with(
+    live: Run, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, added = live.live.backbones["words"], live.parameters()["embedded"]["words"]
+    monkeypatch.chdir(tmp_path)
+    export_lora("lora", part.backbone, part.method, added)
+    config = config_of(shop, {"words": {"kind": "lora", "rank": 2, "start": "lora"}}, "words")
+    config.training.epochs = 1
+    trained = modes.train(open_run(config, tmp_path / "run", trains=True))
+    listed = Recommender.load(tmp_path / "run").recommend(users=["u01"], k=3)
+    shutil.rmtree(tmp_path / "lora")
+    assert Recommender.load(tmp_path / "run").recommend(users=["u01"], k=3).equals(listed)
+    run = open_run(None, tmp_path / "run")
+    assert named_leaves(run.parameters()["embedded"]["words"]).keys() == named_leaves(added).keys()
+    again = modes.train(open_run(config, tmp_path / "run", trains=True))  # nothing is left but to evaluate
+    (ours,), (theirs,) = again["models"].values(), trained["models"].values()
+    assert ours["test"]["metrics"] == theirs["test"]["metrics"]
+    with pytest.raises(CheckpointError, match=r"lora/adapter_config\.json cannot be read"):
+        modes.train(open_run(config, tmp_path / "another", trains=True))
+
+
+@pytest.mark.parametrize("settings", [{"kind": "top", "top": 1}, *({"kind": k} for k in ("full", "bitfit"))])
+def test_own_weights_of_a_bfloat16_backbone_are_trained_from_what_its_files_hold(settings: dict, shop: Path) -> None:
+    config = config_of(shop, {"words": settings}, "words")
+    config.modalities.words.compute_dtype = "bfloat16"
+    part = experiment.load_live(resolve(config)).backbones["words"]
+    own = named_leaves(load(str(shop / "bert"), kind="text").params)
+    start = named_leaves(part.start)
+    assert start.keys() == part.trained
+    rounded = [np.any(leaf.astype(jnp.bfloat16) != leaf) for leaf in start.values()]
+    assert any(rounded)  # bfloat16 cannot hold them
+    for name, leaf in start.items():
+        assert leaf.dtype == np.float32
+        np.testing.assert_array_equal(leaf, own[name], err_msg=name)
+    assert {leaf.dtype for leaf in jax.tree.leaves(part.frozen)} <= {jnp.dtype("bfloat16")}
 
 
 def test_combinations_that_cannot_be_are_found_before_anything_is_loaded(shop: Path, tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +15,15 @@ from flax import linen as nn
 from flax import traverse_util
 
 from mmrec_jax.adapters.config import ADDING, METHODS, MethodConfig
-from mmrec_jax.adapters.embedded import EmbeddedMethod, join, split, start_of, trained_names, used_names
+from mmrec_jax.adapters.embedded import NORMS, EmbeddedMethod, join, split, start_of, trained_names, used_names
 from mmrec_jax.adapters.lora import merge, unmerge
 from mmrec_jax.backbones.backbone import Backbone, load
 from mmrec_jax.backbones.family import Tokens
+from mmrec_jax.backbones.registry import find_family
 from mmrec_jax.backbones.transformer import PROJECTIONS
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.types import Params
-from tests.tiny_backbones import write_backbone
+from tests.tiny_backbones import GOLDEN, golden, write_backbone
 
 TOKENS = Tokens(jnp.asarray([[2, 9, 14, 3, 7], [2, 5, 3, 7, 7]]), jnp.asarray([[True] * 4 + [False], [True] * 5]))
 PIXELS = jnp.asarray(np.random.default_rng(1).normal(size=(2, 28, 28, 3)), jnp.float32)
@@ -111,6 +115,55 @@ def test_lora_is_the_product_of_its_matrices_in_plain_numpy(plain) -> None:
         np.testing.assert_allclose(restored[path], leaf, atol=1e-6)  # one rounding each of sum and difference
 
 
+def test_what_is_no_lora_of_the_backbone_is_not_merged(plain) -> None:
+    _, trained, frozen = fitted(plain["bert"], TOKENS, random=True, kind="lora", rank=3)
+    query = ("transformer", "block_0", "attention", "query", "added_query")
+    flat = traverse_util.flatten_dict(trained)
+    half = traverse_util.unflatten_dict({path: leaf for path, leaf in flat.items() if path != (*query, "b")})
+    wider = traverse_util.unflatten_dict({**flat, (*query, "a"): jnp.zeros((7, 3))})
+    others = [fitted(plain["bert"], TOKENS, kind=kind)[1] for kind in ("houlsby", "prefix", "bitfit")]
+    for move in (merge, unmerge):
+        for added, named in (
+            ({"title": trained}, "title/transformer/"),
+            (half, "/".join((*query, "a"))),
+            (wider, "/".join((*query, "a"))),
+            ({}, "nothing"),
+            *((other, "transformer/|norm/bias") for other in others),
+        ):
+            with pytest.raises(ConfigError, match=rf"^({named}).* is no matrix of LoRA .* params\['embedded'\]"):
+                move(frozen, added, 16.0)
+
+
+def test_merging_into_a_bfloat16_backbone_loses_nothing_and_its_outputs_have_the_error_of_bfloat16(
+    plain, tmp_path: Path
+) -> None:
+    half, wide = load(str(write_backbone(tmp_path / "bert")), dtype="bfloat16"), plain["bert"]
+    settings = {"kind": "lora", "targets": ("query", "value", "down"), "rank": 3}
+    beside, added, own = fitted(half, TOKENS, random=True, **settings)
+    exactly = fitted(wide, TOKENS, **settings)[0]
+    merged = merge(own, added, 16.0)
+    kinds = {path: leaf.dtype for path, leaf in traverse_util.flatten_dict(merged, sep="/").items()}
+    changed = {path for path, dtype in kinds.items() if dtype == jnp.float32}
+    assert changed == {path for path in kinds if re.search(r"/(query|value|down)/dense/kernel$", path)}
+    jax.tree.map(
+        lambda leaf, theirs: np.testing.assert_array_equal(leaf.astype(jnp.bfloat16), theirs),
+        unmerge(merged, added, 16.0),
+        own,
+    )
+    own_wide, merged_wide = (jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree) for tree in (own, merged))
+    truth = states_of(exactly, added, own_wide, TOKENS)
+    for state, expected in zip(states_of(wide.model, {}, merged_wide, TOKENS), truth, strict=True):
+        np.testing.assert_allclose(state, expected, rtol=1e-4, atol=2e-5)  # float32 in another order
+
+    def error(states: tuple[jax.Array, ...]) -> float:
+        assert {state.dtype for state in states} == {jnp.dtype("bfloat16")}
+        return float(jnp.linalg.norm(states[-1].astype(jnp.float32) - truth[-1]) / jnp.linalg.norm(truth[-1]))
+
+    # Measured: 1.1% beside LoRA, 0.7% merged.
+    live, without = error(states_of(beside, added, own, TOKENS)), error(states_of(half.model, {}, merged, TOKENS))
+    assert 0 < without < 1.5 * live < 0.05
+
+
 def test_a_bottleneck_and_a_prefix_are_their_equations(plain) -> None:
     rng = np.random.default_rng(2)
     _, trained, _ = fitted(plain["bert"], TOKENS, random=True, kind="parallel", scale=2.0, bottleneck=4)
@@ -177,6 +230,48 @@ def test_layers_say_which_blocks_a_method_is_in(plain) -> None:
     }
 
 
+def golden_encoders() -> list[tuple[str, str]]:
+    """Golden files of whole checkpoints, and what of each is encoded."""
+    names = sorted(str(path.relative_to(GOLDEN).with_suffix("")) for path in GOLDEN.rglob("*.safetensors"))
+    kinds = {"multiway/beit3": ("text", "image")}
+    return [(name, kind) for name in names if "config" in golden(name)[1] for kind in kinds.get(name, ("",))]
+
+
+@pytest.mark.parametrize(("name", "kind"), golden_encoders())
+def test_every_scale_and_bias_of_a_norm_is_one_of_layer_norm(name: str, kind: str) -> None:
+    config = json.loads(golden(name)[1]["config"])
+    encoder = find_family(config["model_type"], name, kind).build(config, None)
+    shapes = jax.eval_shape(encoder.module.init, jax.random.key(0), encoder.example)["params"]
+    every = set(traverse_util.flatten_dict(shapes, sep="/"))
+    scales = {path for path in every if path.endswith("/scale")}  # only norms have one
+    biases = {path[: -len("scale")] + "bias" for path in scales} & every
+    assert scales
+    assert {path for path in every if NORMS.search(path)} == scales | biases
+
+
+def test_blocks_that_no_state_depends_on_are_named(plain) -> None:
+    def names(*states: int, **settings) -> set[str]:
+        config, backbone = MethodConfig(**settings), plain["bert"]
+        model = backbone.model.clone(method=EmbeddedMethod(config), parent=None)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), backbone.example)["params"]
+        used = used_names(model, shapes, backbone.example, states)
+        own = used & set(traverse_util.flatten_dict(backbone.params, sep="/"))
+        return trained_names(config, backbone.sizes.depth, own, used, "methods.title")
+
+    for kind in ("lora", "houlsby", "prefix", "bitfit", "layer_norm"):
+        for layers in ((2,), (1, 2)):
+            with pytest.raises(ConfigError, match=r"methods\.title: no state that is read depends on block 2: name"):
+                names(0, 2, kind=kind, layers=layers)
+        blocks = {name.split("/")[1] for name in names(0, 2, kind=kind) if "/block_" in name}
+        assert blocks == {"block_0", "block_1"}, kind
+    for kind in ("lora", "houlsby", "prompt"):
+        with pytest.raises(ConfigError, match="no state that is read depends on blocks 0, 1, 2"):
+            names(0, kind=kind)
+    with pytest.raises(ConfigError, match="no state that is read depends on block 2"):
+        names(0, 2, kind="top", top=1)
+    assert {name.split("/")[1] for name in names(0, 2, kind="top", top=2)} == {"block_1"}
+
+
 def test_what_cannot_be_trained_is_an_error_that_says_so(plain) -> None:
     for settings, message in (
         ({"kind": "lorra"}, "choose one of frozen, lora, houlsby"),
@@ -187,6 +282,12 @@ def test_what_cannot_be_trained_is_an_error_that_says_so(plain) -> None:
         ({"kind": "lora", "rank": 0}, "rank=0: must be at least 1"),
         ({"kind": "lora", "layers": (2, 1)}, "distinct and ascending"),
         ({"kind": "lora", "dropout": 1.0}, "dropout=1.0: must be in"),
+        ({"kind": "lora", "targets": ("query", "up", "query")}, "targets=.*: query twice"),
+        ({"kind": "lora", "alpha": float("inf")}, "alpha=inf: must be above 0 and finite"),
+        ({"kind": "lora", "alpha": float("nan")}, "alpha=nan: must be above 0 and finite"),
+        ({"kind": "parallel", "scale": float("nan")}, "scale=nan: must be finite and not 0"),
+        ({"kind": "parallel", "scale": float("-inf")}, "scale=-inf: must be finite and not 0"),
+        ({"kind": "lora", "start": "gs://bucket/lora"}, "start=gs://bucket/lora: a URL cannot be used here"),
     ):
         with pytest.raises(ConfigError, match=message):
             MethodConfig(**settings)
