@@ -15,10 +15,10 @@ from mmrec_jax.comparison.config import Comparison, Entry, is_comparison
 from mmrec_jax.config import RunConfig, resolve, to_json
 from mmrec_jax.config_files import load_config
 from mmrec_jax.errors import ConfigError
-from mmrec_jax.modes.workdir import check_same_run, is_trained
+from mmrec_jax.modes.workdir import changes, is_trained
 
 # Keys that a finished run may change, but not one that is compared: it would have been trained in two ways.
-_FIXED = ("training.epochs:", "training.patience:")
+_FIXED = ("training.epochs", "training.patience")
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,14 @@ def trials(rows: Sequence[Variant], seeds: Sequence[int], workdir: Path) -> list
                 f"{trial.workdir} began with the parameters of {trial.after.workdir}, which holds no checkpoint any "
                 f"more: remove {trial.workdir} as well, and both are trained anew."
             )
-        changed = [text for text in check_same_run(trial.config, trial.workdir) if text.startswith(_FIXED)]
-        if changed:
-            raise ConfigError(
-                f"{trial.workdir} was trained with another config: {'; '.join(changed)}. Methods that are compared "
-                "are trained in one go: choose another --workdir, or remove this folder."
-            )
+    changed = {trial.workdir: changes(trial.config, trial.workdir, _FIXED)[1] for trial in made}
+    if texts := [f"{place}: {'; '.join(refused)}" for place, refused in changed.items() if refused]:
+        raise ConfigError(
+            "These runs were trained with another config:\n  "
+            + "\n  ".join(texts)
+            + "\nMethods that are compared are trained in one go: change the settings back, choose another --workdir, or "
+            "remove these folders, and their runs are trained anew."
+        )
     return made
 
 
@@ -180,6 +182,12 @@ def _added(before: Sequence[str], now: Sequence[str]) -> str:
 def _compared(config: ConfigDict, name: str, modalities: Sequence[str]) -> RunConfig:
     """The config of a run that is compared: of these modalities, without what only one run on its own has."""
     values: dict[str, Any] = config.to_dict()
+    if (mode := values.get("mode", "train")) != "train":
+        raise ConfigError(
+            f"its config has mode={mode!r}, and runs that are compared are trained on all events at once, without windows "
+            "and growth: run it on its own with --mode=stream (bench/streaming.py does that for several), or add the "
+            "setting 'mode=train' where that is what you want."
+        )
     values |= {"name": name, "baselines": (), "show_users": 0}
     if modalities:
         named = values.get("modalities", {})

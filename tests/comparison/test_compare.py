@@ -209,6 +209,8 @@ def test_metrics_are_computed_from_the_ranks_whatever_cut_offs_the_runs_had(comp
         ("config.runs.a = run(words, 'training.groups=((\"items/adapters/sanb_sound\", 0.1),)')", (),
          ["'items/adapters/sanb_sound' matches the beginning of no parameter path; near it"]),
         (STAGED.replace("('words', 'picture')", "('picture',)"), (), ["may only add modalities"]),
+        ("config.runs.a = run(words)\nconfig.runs.b = run(words, 'mode=stream')", (),
+         ["runs.b: its config has mode='stream'", "run it on its own with --mode=stream (bench/streaming.py"]),
     ],
 )  # fmt: skip
 def test_mistakes_are_found_before_anything_runs(compared, begun, body, flags, messages):
@@ -242,6 +244,32 @@ def test_a_run_that_was_trained_longer_is_not_what_is_compared(compared, plain, 
     _, code, _, err = compared(PLAIN + "config.settings = (*config.settings, 'training.epochs=2')", workdir=workdir)
     assert (code, begun) == (2, [])
     assert "training.epochs: 1 there, 2 now" in err
+
+
+def test_settings_that_changed_are_named_with_all_folders_and_what_can_be_done_here(compared, plain, begun, tmp_path):
+    workdir = shutil.copytree(plain, tmp_path / "copied")
+    faster = "config.settings = (*config.settings, 'training.learning_rate=0.5')"
+    _, code, _, err = compared(PLAIN + faster, workdir=workdir)
+    assert (code, begun) == (2, [])
+    for name in ("words", "layers"):
+        for seed in (0, 1):
+            assert f"runs/{name}/seed_{seed}: training.learning_rate: 0.001 there, 0.5 now" in err
+    assert "change the settings back, choose another --workdir, or remove these folders" in one_line(err)
+    assert "--config" not in err
+
+
+def test_a_name_that_is_no_folders_is_refused_with_its_file(cli, shop, tmp_path):
+    files = {"dot.py": "crossan_v1.2", "slash.py": "a/b"}
+    for file, name in files.items():
+        lines = "from tests.tiny_config import get_config as made\n\ndef get_config():\n"
+        (tmp_path / file).write_text(
+            f"{lines}    config = made('{shop},words')\n    config.name = '{name}'\n    return config"
+        )
+    flag = ",".join(str(tmp_path / file) for file in files)
+    code, _, err = cli(["mmrec_jax", "--mode=compare", f"--configs={flag}", f"--workdir={tmp_path / 'out'}"])
+    assert code == 2
+    for file, name in files.items():
+        assert f"{tmp_path / file}: config.name={name!r} is no name of a folder" in one_line(err)
 
 
 def test_a_comparison_and_a_run_are_told_apart(cli, compared, tmp_path):
