@@ -43,6 +43,8 @@ def variant_config(variant: str, values: dict[str, Any]) -> ConfigDict:
             del config.modalities[name]
     elif variant in FUSED:
         config.fusion.kind = variant
+        if variant != "momef":
+            config.fusion.expert = "mlp"  # the default: these have no experts
     return config
 
 

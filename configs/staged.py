@@ -38,8 +38,10 @@ def get_config(argument: str = ""):
 def _movielens(config, file: str) -> None:
     config.stages = (("title",), ("title", "overview"), ("title", "overview", "poster"))
     config.runs.crossan = run(file)
-    config.runs.concat = run(file, "fusion.kind=concat")
-    config.runs.sum = run(file, "fusion.kind=sum")
+    without_experts = "fusion.expert=mlp"  # the default, since these read none
+    config.runs.concat = run(file, "fusion.kind=concat", without_experts)
+    config.runs.sum = run(file, "fusion.kind=sum", without_experts)
     pairs = (("title", "overview"), ("title", "poster"), ("overview", "poster"))
-    config.runs.iisan = run(file, "model.system=iisan", "fusion.kind=concat", stages=pairs, warm_start=False)
+    iisan = ("model.system=iisan", "fusion.kind=concat", without_experts)
+    config.runs.iisan = run(file, *iisan, stages=pairs, warm_start=False)
     config.runs.continued = run(file, stages=(("title",),) * 3)

@@ -25,13 +25,14 @@ from mmrec_jax.errors import ConfigError
 from mmrec_jax.evaluation.config import EvaluationConfig
 from mmrec_jax.files import check_local
 from mmrec_jax.fusion import FusionConfig
+from mmrec_jax.fusion.config import unread as unread_of_fusion
 from mmrec_jax.objectives import ObjectiveConfig
 from mmrec_jax.parallel.config import ParallelConfig
 from mmrec_jax.planning.config import PlanConfig
 from mmrec_jax.streaming.config import StreamConfig
 from mmrec_jax.streaming.service_config import ServiceConfig
 from mmrec_jax.systems import registry
-from mmrec_jax.systems.config import ModelConfig, ScoringConfig, UserConfig
+from mmrec_jax.systems.config import ModelConfig, ScoringConfig, UserConfig, unread_of_model, unread_of_scoring
 from mmrec_jax.training.config import TrainingConfig
 
 BASELINES = ("popularity", "sasrec")
@@ -161,6 +162,9 @@ SECTIONS: dict[str, type] = {
 }
 
 
+_UNREAD = {"model": unread_of_model, "fusion": unread_of_fusion, "scoring": unread_of_scoring}
+
+
 def base(name: str) -> config_dict.ConfigDict:
     """A config with every section at its defaults and no modality."""
     plain = {
@@ -213,8 +217,21 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 
 
 def from_json(values: dict[str, Any]) -> RunConfig:
-    """The config that `to_json` wrote."""
-    return resolve(config_dict.ConfigDict(values))
+    """The config that `to_json` wrote. What earlier versions took and nothing read is at its default."""
+    read = {
+        part: {key: value for key, value in values[part].items() if key not in keys}
+        for part, keys in unread(values).items()
+    }
+    return resolve(config_dict.ConfigDict(values | read))
+
+
+def unread(values: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Section -> keys that its other values leave without a reader, of a config in plain form."""
+    return {
+        part: tuple(find(dataclasses.asdict(SECTIONS[part]()) | dict(values[part])))
+        for part, find in _UNREAD.items()
+        if isinstance(values.get(part), Mapping)
+    }
 
 
 def _section(cls: type) -> config_dict.ConfigDict:

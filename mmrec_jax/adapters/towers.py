@@ -7,6 +7,8 @@ paper's claims (one tower a modality, cached states, scalar gates over the side 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -21,6 +23,7 @@ from mmrec_jax.errors import ConfigError
 from mmrec_jax.types import HiddenStates
 
 BACKBONE = "backbone"
+SHARED = "shared"
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,19 @@ class TowerConfig:
             raise ConfigError("A model of side towers needs at least one modality; the config names none.")
         if BACKBONE in (spec.name for spec in self.modalities):
             raise ConfigError(f"A modality can't be called {BACKBONE!r}: the towers use that word for a gate.")
+
+
+def growth_rules(names: Iterable[str]) -> dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]:
+    """How those of some parameters, named by their paths, grow whose shape depends on what is added: shared gates, by a
+    deeper modality. See `training.warm_start`.
+
+    Rungs are counted from the end, so the new ones come first; no tower of the earlier model stands on them.
+    """
+
+    def deeper(old: Float[np.ndarray, " rung"], fresh: Float[np.ndarray, " more"]) -> Float[np.ndarray, " more"]:
+        return np.concatenate([fresh[: len(fresh) - len(old)], old])
+
+    return {name: deeper for name in names if re.fullmatch(rf"(.*/)?gate_{SHARED}_[^/]+", name)}
 
 
 class CrossModalTowers(nn.Module):
@@ -182,6 +198,6 @@ class CrossModalTowers(nn.Module):
             backbone, side = 0.0, -math.log(2 * sides - 1) * config.temperature
         values = {BACKBONE: backbone} | dict.fromkeys(others, side)
         return {
-            source: self.param(f"gate_{target or 'shared'}_{source}", nn.initializers.constant(value), (rungs,))
+            source: self.param(f"gate_{target or SHARED}_{source}", nn.initializers.constant(value), (rungs,))
             for source, value in values.items()
         }

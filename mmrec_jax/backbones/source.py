@@ -41,6 +41,16 @@ def locate(spec: str, revision: str = "", *, kind: str = "", local_only: bool = 
     return _from_hub(spec, revision, kind, local_only)
 
 
+def check_here(spec: str) -> None:
+    """Makes sure that a backbone is there that can be looked for without the hub: a directory, or a package.
+
+    Raises:
+        BackboneError: as `locate`. A hub id that is no directory is not looked for.
+    """
+    if spec.startswith("package:") or Path(spec).expanduser().is_dir() or not HUB_ID.fullmatch(spec):
+        locate(spec)
+
+
 def _in_package(name: str) -> Path:
     """An installed package's folder with config.json and weights; the package's code does not run."""
     module = name.replace("-", "_")

@@ -15,7 +15,7 @@ from mmrec_jax.comparison.jobs import Failure, Job, run_jobs
 from mmrec_jax.comparison.outcomes import Outcome, outcomes, results_of
 from mmrec_jax.comparison.plan import Trial, trials, variants
 from mmrec_jax.comparison.plot import plot
-from mmrec_jax.comparison.sharing import SharedData, check_data, extractions, share_places
+from mmrec_jax.comparison.sharing import SharedData, check_backbones, check_data, extractions, share_places
 from mmrec_jax.config import RunConfig
 from mmrec_jax.errors import ConfigError, TrainingError
 from mmrec_jax.evaluation.topk import check_k
@@ -67,7 +67,9 @@ def _compared(comparison: Comparison, workdir: Path, folder: Path, console: Cons
     except ConfigError as error:
         raise ConfigError(f"ks: {error}") from error
     finished = _finished(planned, shared)
-    failed = _run(comparison, planned, finished, extractions(rows, shared), workdir, console)
+    missing = extractions(rows, shared)
+    check_backbones({trial.variant.name: trial.config for trial in planned if trial.title not in finished}, missing)
+    failed = _run(comparison, planned, finished, missing, workdir, console)
     finished = _finished(planned, shared)
     for trial in planned:
         if (owner := owners[trial.workdir]) in failed and trial.title not in failed:
@@ -101,7 +103,7 @@ def _run(
     comparison: Comparison,
     planned: Sequence[Trial],
     finished: Mapping[str, dict[str, Any]],
-    stores: Sequence[RunConfig],
+    missing: Sequence[RunConfig],
     workdir: Path,
     console: Console,
 ) -> dict[str, Failure]:
@@ -110,20 +112,26 @@ def _run(
     todo = [trial for trial in planned if trial.title not in finished and trial.title == owners[trial.workdir]]
     if finished:
         console.print(f"{len(finished)} of them were finished before.")
-    needed = {trial.config.store for trial in todo}
-    jobs, extracting = [], {}
-    for number, config in enumerate(store for store in stores if store.store in needed):
+    needed = {(trial.config.store, name) for trial in todo for name in trial.config.cached}
+    jobs: list[Job] = []
+    extracting: dict[tuple[str, str], str] = {}
+    for number, config in enumerate(missing):
+        made = [(config.store, name) for name in config.modalities]
+        if needed.isdisjoint(made):
+            continue
         place = workdir / "extraction" / str(number)
         keep_config(config, place)
-        extracting[config.store] = title = f"hidden states in {config.store}"
+        title = f"hidden states of {', '.join(config.modalities)} in {config.store}"
+        extracting |= dict.fromkeys(made, title)
         jobs.append(Job(title, "extraction", (f"--workdir={place}", "--mode=extract"), place / LOG))
     for trial in todo:
         (trial.workdir / "results.json").unlink(missing_ok=True)  # of what was run there before
         keep_config(trial.config, trial.workdir)
         before = owners[trial.after.workdir] if trial.after else ""
-        after = {before, extracting.get(trial.config.store, "")} - {"", *finished}
+        read = {extracting.get((trial.config.store, name), "") for name in trial.config.cached}
+        after = {before, *read} - {"", *finished}
         flags = (f"--workdir={trial.workdir}",)
-        jobs.append(Job(trial.title, trial.variant.name, flags, trial.workdir / LOG, tuple(after)))
+        jobs.append(Job(trial.title, trial.variant.name, flags, trial.workdir / LOG, tuple(sorted(after))))
     known = {trial.variant.name: finished[trial.title]["training"]["seconds"]
              for trial in planned if trial.title in finished}  # fmt: skip
     return run_jobs(jobs, comparison.jobs, console, known)

@@ -16,6 +16,8 @@ from mmrec_jax.errors import ConfigError
 PLANS = ("plain", "staged")
 LEAST_DRAWS = 100
 """Resamples of which the ends of an interval can be told."""
+_FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+\-]*")
+_NO_FOLDER = "is no name of a folder: use letters, digits, _, + and -."
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,7 @@ class Comparison:
             (f"confidence={self.confidence}:", 0 < self.confidence < 1, "must lie between 0 and 1."),
         ]
         for name, entry in self.runs.items():
-            plain = bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_+\-]*", name))
-            rules.append((f"runs: {name!r}", plain, "is no name of a folder: use letters, digits, _, + and -."))
+            rules.append((f"runs: {name!r}", bool(_FOLDER.fullmatch(name)), _NO_FOLDER))
             stages = entry.stages or self.stages
             if staged:
                 rules.append((f"runs.{name}:", bool(stages), "has no stages: name them here or for all methods."))
@@ -130,9 +131,12 @@ def of_configs(files: Sequence[str], names: Sequence[str]) -> ConfigDict:
     """The comparison of config files as they are.
 
     Raises:
-        ConfigError: two of them have one name.
+        ConfigError: two of them have one name, or one that is no folder's.
     """
     config = comparison("compare")
+    if wrong := [f"{file}: config.name={name!r} {_NO_FOLDER}" for name, file in zip(names, files, strict=True)
+                 if not _FOLDER.fullmatch(str(name))]:  # fmt: skip
+        raise ConfigError("--configs: " + "\n".join(wrong))
     for name, file in zip(names, files, strict=True):
         if name in config.runs:
             raise ConfigError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmrec_jax.comparison.config import Comparison, Entry, is_comparison
-from mmrec_jax.config import RunConfig, resolve, to_json
+from mmrec_jax.config import RunConfig, build, resolve, to_json
 from mmrec_jax.config_files import load_config
 from mmrec_jax.errors import ConfigError
-from mmrec_jax.modes.workdir import check_same_run, is_trained
+from mmrec_jax.modes.groups import Groups, groups_of_some
+from mmrec_jax.modes.workdir import changes, is_trained
+from mmrec_jax.training.config import TrainingConfig
 
 # Keys that a finished run may change, but not one that is compared: it would have been trained in two ways.
-_FIXED = ("training.epochs:", "training.patience:")
+_FIXED = ("training.epochs", "training.patience")
 
 
 @dataclass(frozen=True)
@@ -124,12 +126,14 @@ def trials(rows: Sequence[Variant], seeds: Sequence[int], workdir: Path) -> list
                 f"{trial.workdir} began with the parameters of {trial.after.workdir}, which holds no checkpoint any "
                 f"more: remove {trial.workdir} as well, and both are trained anew."
             )
-        changed = [text for text in check_same_run(trial.config, trial.workdir) if text.startswith(_FIXED)]
-        if changed:
-            raise ConfigError(
-                f"{trial.workdir} was trained with another config: {'; '.join(changed)}. Methods that are compared "
-                "are trained in one go: choose another --workdir, or remove this folder."
-            )
+    changed = {trial.workdir: changes(trial.config, trial.workdir, _FIXED)[1] for trial in made}
+    if texts := [f"{place}: {'; '.join(refused)}" for place, refused in changed.items() if refused]:
+        raise ConfigError(
+            "These runs were trained with another config:\n  "
+            + "\n  ".join(texts)
+            + "\nMethods that are compared are trained in one go: change the settings back, choose another --workdir, "
+            "or remove these folders, and their runs are trained anew."
+        )
     return made
 
 
@@ -180,6 +184,12 @@ def _added(before: Sequence[str], now: Sequence[str]) -> str:
 def _compared(config: ConfigDict, name: str, modalities: Sequence[str]) -> RunConfig:
     """The config of a run that is compared: of these modalities, without what only one run on its own has."""
     values: dict[str, Any] = config.to_dict()
+    if (mode := values.get("mode", "train")) != "train":
+        raise ConfigError(
+            f"its config has mode={mode!r}, and runs that are compared are trained on all events at once, without "
+            "windows and growth: run it on its own with --mode=stream (bench/streaming.py does that for several), or "
+            "add the setting 'mode=train' where that is what you want."
+        )
     values |= {"name": name, "baselines": (), "show_users": 0}
     if modalities:
         named = values.get("modalities", {})
@@ -189,4 +199,20 @@ def _compared(config: ConfigDict, name: str, modalities: Sequence[str]) -> RunCo
         values["methods"] = {key: part for key, part in values["methods"].items() if key in modalities}
         model = values["model"]
         model["bottlenecks"] = tuple(pair for pair in model["bottlenecks"] if pair[0] in modalities)
+        if left_out := named.keys() - set(modalities):
+            values["training"]["groups"] = _groups(values, config.to_dict(), left_out)
     return resolve(ConfigDict(values))
+
+
+def _groups(values: dict[str, Any], whole: dict[str, Any], left_out: Collection[str]) -> Groups:
+    """Groups of parameters of a config that some modalities of its file are left out of."""
+    groups = build(TrainingConfig, whole["training"], "training").groups
+    if not groups:
+        return groups
+    without = {"training": whole["training"] | {"groups": ()}}
+    some = resolve(ConfigDict(values | without))
+    try:
+        every = resolve(ConfigDict(whole | without))
+    except ConfigError:  # such as an inter-modal tower, which takes two at a time
+        every = None
+    return groups_of_some(some, groups, every, left_out)

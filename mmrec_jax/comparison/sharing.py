@@ -12,14 +12,16 @@ from rich.console import Console
 
 from mmrec_jax import experiment
 from mmrec_jax.backbones.config import ModalityConfig
+from mmrec_jax.backbones.source import check_here
 from mmrec_jax.backbones.text import fill_template
 from mmrec_jax.comparison.plan import Variant
 from mmrec_jax.config import SECTIONS, RunConfig
 from mmrec_jax.data.config import DataConfig
-from mmrec_jax.errors import ConfigError, EvaluationError, StoreMismatchError, UserError
+from mmrec_jax.errors import BackboneError, ConfigError, EvaluationError, StoreMismatchError, UserError
 from mmrec_jax.evaluation.pairing import HeldOut, held_out, unpaired
 from mmrec_jax.modes.run import Run
 from mmrec_jax.modes.workdir import is_trained
+from mmrec_jax.store.extract import encoded_together
 
 _PROTOCOL = {
     "data": tuple(field.name for field in fields(DataConfig)),
@@ -137,7 +139,8 @@ def settings_apart(first: RunConfig, second: RunConfig) -> list[str]:
 
 
 def extractions(variants: Sequence[Variant], shared: SharedData) -> list[RunConfig]:
-    """A config for `--mode=extract` of each store in which something is missing that the runs will read.
+    """Configs for `--mode=extract` of what is missing in stores that the runs will read: for each store, one for the
+    modalities that are read and encoded together, so that what is wrong with others does not concern them.
 
     Raises:
         ConfigError: two methods name one store and want a modality made in different ways.
@@ -156,7 +159,31 @@ def extractions(variants: Sequence[Variant], shared: SharedData) -> list[RunConf
             modalities[name] = replace(part, layers=tuple(sorted(layers)))
         wanted[config.store] = _extraction(before or config, modalities)
     items = [str(item) for item in shared.held_out.candidates]
-    return [config for config in wanted.values() if _lacks(config, config.store, items)]
+    apart = [_extraction(config, group) for config in wanted.values() for group in encoded_together(config.modalities)]
+    return [config for config in apart if _lacks(config, config.store, items)]
+
+
+def check_backbones(configs: Mapping[str, RunConfig], missing: Sequence[RunConfig]) -> None:
+    """Makes sure that backbones that will be loaded are there, as far as that can be told without the hub.
+
+    Args:
+        configs: title -> config of each run that is to be trained.
+        missing: what is to be extracted before.
+
+    Raises:
+        BackboneError: directories or packages that are not there; all of them are named.
+    """
+    extracted = {(config.store, name) for config in missing for name in config.modalities}
+    problems: dict[str, list[str]] = {}
+    for title, config in configs.items():
+        for name, part in config.modalities.items():
+            if name in config.methods or (config.store, name) in extracted:
+                try:
+                    check_here(part.backbone)
+                except BackboneError as error:
+                    problems.setdefault(f"modalities.{name}: {error}", []).append(title)
+    if problems:
+        raise BackboneError("\n".join(f"{', '.join(titles)}: {text}" for text, titles in problems.items()))
 
 
 def _with(variant: Variant, **places: str) -> Variant:

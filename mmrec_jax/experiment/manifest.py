@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from mmrec_jax.config import SECTIONS, RunConfig, to_json
+from mmrec_jax.config import SECTIONS, RunConfig, to_json, unread
 
 if TYPE_CHECKING:
     from mmrec_jax.live import LiveBackbones
@@ -50,5 +50,9 @@ def description(
         "modalities": modalities,
         "data": data,
         **{part: as_json[part] for part in parts},
-        "info": {"config": as_json, "defaults": {part: asdict(SECTIONS[part]()) for part in parts}},
+        "info": {
+            "config": as_json,
+            "defaults": {part: asdict(SECTIONS[part]()) for part in parts},
+            "unread": unread(as_json),
+        },
     }

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from mmrec_jax.errors import ConfigError
+from mmrec_jax.unread import refuse
 
 KINDS = ("momef", "experts", "concat", "add", "sum", "attention")
-_SHARED = ("kind", "expert", "temperature", "residual")
+_READERS = {
+    "kind": (),
+    "expert": ("momef", "experts"),
+    "temperature": ("momef", "experts", "attention"),
+    "residual": ("momef", "experts"),
+}
+"""Keys -> the kinds that read them, where that is not `experts` alone; () is all of them."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +69,7 @@ class FusionConfig:
             )
         if self.kind == "experts":
             self._check_experts()
-        else:
-            self._refuse_what_experts_read()
+        refuse("fusion", self, unread(vars(self)))
 
     def _check_experts(self) -> None:
         if self.expert == "identity":
@@ -86,10 +94,13 @@ class FusionConfig:
             if getattr(self, key) < 0:
                 raise ConfigError(f"fusion.{key}={getattr(self, key)}: must not be negative.")
 
-    def _refuse_what_experts_read(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name not in _SHARED and value != field.default:
-                raise ConfigError(
-                    f"fusion.{field.name}={value} means nothing to fusion.kind={self.kind!r}; it is read by 'experts'."
-                )
+
+def unread(values: Mapping[str, Any]) -> dict[str, str]:
+    """Keys of a fusion's values that its kind does not read -> what they mean nothing to."""
+    kind = values["kind"]
+    readers = {field.name: _READERS.get(field.name, ("experts",)) for field in fields(FusionConfig)}
+    return {
+        key: f"fusion.kind={kind!r}; it is read by {', '.join(kinds)}"
+        for key, kinds in readers.items()
+        if kinds and kind not in kinds
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from mmrec_jax.errors import ConfigError
 from mmrec_jax.systems.registry import SYSTEMS
 from mmrec_jax.types import Params
 
+Groups = tuple[tuple[str, float], ...]
 _WIDTH = 768
 
 
@@ -42,6 +43,55 @@ def check_groups(config: RunConfig) -> None:
     # What depends on the widths of the backbones, which are not known either, is a mistake where it always is one.
     if always := [line for line in (found or [[]])[0] if all(line in lines for lines in found)]:
         raise ConfigError("\n".join(always))
+
+
+def groups_of_some(config: RunConfig, groups: Groups, whole: RunConfig | None, left_out: Collection[str]) -> Groups:
+    """Groups for a config with some of the modalities of another: without patterns that fit only what the others bring.
+
+    Patterns that fit neither stay, and are the mistakes that they are. Where the parameters are not known, a pattern is
+    left out that names a modality which is not there, and none that is.
+
+    Args:
+        config: with some of the modalities, and no groups.
+        groups: of the other.
+        whole: with all modalities; None where they cannot be together.
+        left_out: modalities that the config lacks.
+    """
+    own, every = _paths(config), _paths(whole) if whole else []
+    known = _known(whole) if whole and every else "(?!)"
+
+    def stays(pattern: str) -> bool:
+        if _fits(pattern, own):
+            return True
+        if _fits(pattern, every) or re.match(known, pattern):
+            return not _fits(pattern, every)
+        return _names_one(pattern, config.modalities) or not _names_one(pattern, left_out)
+
+    return tuple((pattern, rate) for pattern, rate in groups if stays(pattern))
+
+
+def _paths(config: RunConfig) -> list[str]:
+    """Paths of parameters, as far as they are known; of those inside a live backbone, their beginning."""
+    from mmrec_jax.training.trees import named_leaves
+
+    found = {f"embedded/{name}/": None for name, method in config.methods.items() if method.kind != "frozen"}
+    if config.model.system in SYSTEMS:
+        for params in _possible(config):
+            found |= dict.fromkeys(named_leaves(params))
+    return list(found)
+
+
+def _fits(pattern: str, paths: Collection[str]) -> bool:
+    """Whether a pattern matches the beginning of a path; one that is no regular expression is found elsewhere."""
+    try:
+        return any(re.match(pattern, path) for path in paths)
+    except re.error:
+        return False
+
+
+def _names_one(pattern: str, names: Collection[str]) -> bool:
+    """Whether one of some names is among the words of a pattern."""
+    return any(re.search(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", pattern) for name in names)
 
 
 def _known(config: RunConfig) -> str:

@@ -29,7 +29,9 @@ def warm_parameters(run: Run) -> Params | None:
         CheckpointError: the other run is of another system, of other sizes or backbones, or has parameters that
             have no place here.
     """
+    from mmrec_jax.adapters.towers import growth_rules
     from mmrec_jax.training import load_params, warm_start
+    from mmrec_jax.training.trees import named_leaves
 
     source = run.config.warm_start
     if "{workdir}" in source:
@@ -46,10 +48,11 @@ def warm_parameters(run: Run) -> Params | None:
             + "\nA warm start may add modalities and change nothing else of the model."
         )
     fresh = run.fresh(jax.random.key(run.config.training.seed))
-    params, report = warm_start(old, fresh)
+    params, report = warm_start(old, fresh, growth_rules(named_leaves(fresh)))
     added = sorted(set(run.config.modalities) - set(manifest["run"]["modalities"]))
+    grown = f"{len(report.grown)} grown, " if report.grown else ""
     run.console.print(
-        f"Warm start from {source}: {len(report.restored)} parameters restored, {len(report.new)} new "
+        f"Warm start from {source}: {len(report.restored)} parameters restored, {grown}{len(report.new)} new "
         f"(for {', '.join(added) or 'nothing'}); all are listed in {run.workdir / REPORT}"
     )
     if writes():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,20 +92,31 @@ def check_same_run(config: RunConfig, workdir: Path) -> list[str]:
     Raises:
         ConfigError: something was trained there, and the config would make another run of it: names every key.
     """
-    streamed = is_streamed(workdir)
-    kept = read_config(workdir) if streamed or is_trained(workdir) else None
-    if kept is None:
-        return []
-    changed = differences(to_json(kept), to_json(config))
-    free = [key for key in FREE if not (streamed and key in FIXED_IN_STREAMS)]
-    refused = [text for key, text in changed.items() if not any(fnmatch.fnmatch(key, name) for name in free)]
+    changed, refused = changes(config, workdir)
     if refused:
         raise ConfigError(
             f"{workdir} holds a run that was trained with another config:\n  "
             + "\n  ".join(refused)
             + "\nChoose another --workdir, change the config back, or leave --config out to use the run's own."
         )
-    return list(changed.values())
+    return changed
+
+
+def changes(config: RunConfig, workdir: Path, fixed: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """What a config changes in the run that a workdir holds, one text a key: all of it, and what would make another run
+    of it. `fixed` are keys that may not be changed either.
+
+    Raises:
+        ConfigError: the config that the workdir keeps cannot be read.
+    """
+    streamed = is_streamed(workdir)
+    kept = read_config(workdir) if streamed or is_trained(workdir) else None
+    if kept is None:
+        return [], []
+    changed = differences(to_json(kept), to_json(config))
+    free = [key for key in FREE if key not in fixed and not (streamed and key in FIXED_IN_STREAMS)]
+    refused = [text for key, text in changed.items() if not any(fnmatch.fnmatch(key, name) for name in free)]
+    return list(changed.values()), refused
 
 
 def is_trained(workdir: Path) -> bool:

@@ -72,6 +72,14 @@ def extract(
         return _extract(modalities, catalogue, Path(media_root), store, config, dict(mirrors or {}), processes, devices)
 
 
+def encoded_together(modalities: Mapping[str, ModalityConfig]) -> list[dict[str, ModalityConfig]]:
+    """Modalities with the same inputs and backbone together."""
+    groups: dict[tuple, dict[str, ModalityConfig]] = {}
+    for name, config in modalities.items():
+        groups.setdefault(config.inputs, {})[name] = config
+    return list(groups.values())
+
+
 def _extract(
     modalities: Mapping[str, ModalityConfig],
     catalogue: pl.DataFrame,
@@ -85,7 +93,7 @@ def _extract(
     target = _open(store, catalogue["item"].to_list(), processes)
     reports: dict[str, ModalityReport] = {}
     written: dict[str, str] = {}
-    for group in _groups(modalities):
+    for group in encoded_together(modalities):
         work = GroupExtraction(group, catalogue, media_root, target, config, mirrors, processes, devices)
         reports |= work.run(written)
         if processes.first:
@@ -106,14 +114,6 @@ def _open(store: str | Path, items: list[str], processes: Processes) -> HiddenSt
 def _say(config: ExtractionConfig, line: str) -> None:
     if config.progress:
         Console(markup=False, highlight=False).print(line)
-
-
-def _groups(modalities: Mapping[str, ModalityConfig]) -> list[dict[str, ModalityConfig]]:
-    """Modalities with the same inputs and backbone together."""
-    groups: dict[tuple, dict[str, ModalityConfig]] = {}
-    for name, config in modalities.items():
-        groups.setdefault(config.inputs, {})[name] = config
-    return list(groups.values())
 
 
 def _refuse_gaps(name: str, report: ModalityReport, share: float) -> None:

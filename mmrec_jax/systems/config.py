@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.systems.registry import SYSTEMS, known
+from mmrec_jax.unread import refuse
 
 COMMON = ("system", "width", "length", "window", "add_ids")
 """Keys of `model` that every system reads; the others are switches of some."""
@@ -71,6 +73,7 @@ class ModelConfig:
                 raise ConfigError(f"model.{name}={size}: must be at least 1.")
         if self.gate_temperature <= 0:
             raise ConfigError(f"model.gate_temperature={self.gate_temperature}: must be above 0.")
+        refuse("model", self, unread_of_model(vars(self)))
 
     def switched(self) -> dict[str, Any]:
         """Keys that not every system reads, where they have another value than their default."""
@@ -130,3 +133,19 @@ class ScoringConfig:
             raise ConfigError(f"scoring.scale={self.scale}: must be above 0.")
         if self.learn_scale and self.similarity == "dot":
             raise ConfigError("scoring.learn_scale needs similarity='cosine': a dot product has no scale to learn.")
+        refuse("scoring", self, unread_of_scoring(vars(self)))
+
+
+def unread_of_model(values: Mapping[str, Any]) -> dict[str, str]:
+    """Keys of `model` that its other values leave without a reader -> what they mean nothing to."""
+    found = {}
+    if values["gate"] == "add":
+        found["gate_temperature"] = "model.gate='add'; it is read by softmax, sigmoid"
+    if values["towers"] == "inter":
+        found["bottlenecks"] = "model.towers='inter', whose one tower has model.bottleneck"
+    return found
+
+
+def unread_of_scoring(values: Mapping[str, Any]) -> dict[str, str]:
+    """As `unread_of_model`, of `scoring`."""
+    return {"scale": "scoring.similarity='dot'; it is read by cosine"} if values["similarity"] == "dot" else {}

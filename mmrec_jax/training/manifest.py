@@ -79,16 +79,19 @@ def _own_checksum(body: Mapping) -> int:
 
 
 def completed(saved: Mapping, run: Mapping) -> Mapping:
-    """A checkpoint's description, with keys that it lacks because its writer did not know them yet.
+    """A checkpoint's description, with keys that it lacks because its writer did not know them yet, and without values
+    that nothing reads.
 
     Args:
         saved: the checkpoint's.
         run: description of what is wanted; its `info` may have `defaults`: section -> what each key counts as where a
-            checkpoint has the section without it.
+            checkpoint has the section without it; and `unread`: section -> keys that are no difference.
     """
-    defaults = json.loads(json.dumps(run.get(UNCOMPARED, {}).get("defaults", {})))
+    info = run.get(UNCOMPARED, {})
+    defaults = json.loads(json.dumps(info.get("defaults", {})))
     sections = {name: values for name, values in defaults.items() if isinstance(saved.get(name), Mapping)}
-    return {**saved, **{name: values | saved[name] for name, values in sections.items()}}
+    unread = {name: {key: run[name][key] for key in info.get("unread", {}).get(name, ())} for name in sections}
+    return {**saved, **{name: values | saved[name] | unread[name] for name, values in sections.items()}}
 
 
 def differences(saved: Any, wanted: Any, path: str = "") -> list[str]:

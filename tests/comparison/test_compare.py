@@ -113,18 +113,31 @@ def test_a_failed_run_is_reported_and_ends_no_other(compared):
     failure = content(workdir)["failed"]["broken, seed 0"]
     assert "not finite" in failure["error"]
     assert failure["log"] == str(workdir / "runs/broken/seed_0/log.txt")
-    assert "1/3 hidden states in" in out
+    assert "1/3 hidden states of words in" in out
     assert "FAILED, see" in out
     assert "broken, seed 0 (log: " in err
     assert [(row["name"], row["differences"]) for row in content(workdir)["rows"]] == [("words", {})]
     assert "- broken, seed 0:" in (workdir / "comparison.md").read_text()
 
 
+def test_a_backbone_that_cannot_be_read_ends_only_what_reads_it(compared, begun, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{}")
+    broken = f"'modalities.picture.backbone={tmp_path / 'broken'}'"
+    workdir, code, _, err = compared(f"config.runs.text = run(words)\nconfig.runs.pictures = run(both, {broken})")
+    assert code == 2
+    store = workdir / "store"
+    assert begun == [f"hidden states of words in {store}", f"hidden states of picture in {store}", "text, seed 0"]
+    assert f"not begun: hidden states of picture in {store} failed" in one_line(err)
+    assert [row["name"] for row in content(workdir)["rows"]] == ["text"]
+
+
 def test_a_stage_begins_with_the_parameters_of_the_one_before(compared, begun):
     workdir, code, out, err = compared(STAGED)
     assert code == 0, err
+    assert begun[:2] == [f"hidden states of {name} in {workdir / 'store'}" for name in ("words", "picture")]
     # The first stage of both is one training.
-    assert begun[1:] == ["shop 1: words, seed 0", "shop 2: +picture, seed 0", "fresh 2: +picture, seed 0"]
+    assert begun[2:] == ["shop 1: words, seed 0", "shop 2: +picture, seed 0", "fresh 2: +picture, seed 0"]
     assert "fresh 1: words, seed 0: the same as shop 1: words, seed 0, trained once" in out
     # With this learning rate parameters stay what they were, but for 1e-29.
     stages = workdir / "runs/shop"
@@ -236,6 +249,12 @@ def test_nothing_of_the_comparison_before_stays_where_all_runs_fail(compared, pl
         ("config.runs.a = run(words, 'training.groups=((\"items/adapters/sanb_sound\", 0.1),)')", (),
          ["'items/adapters/sanb_sound' matches the beginning of no parameter path; near it"]),
         (STAGED.replace("('words', 'picture')", "('picture',)"), (), ["may only add modalities"]),
+        ("config.runs.a = run(words)\nconfig.runs.b = run(both, 'modalities.picture.backbone=/gone')\n"
+         "config.runs.c = run(both, 'modalities.picture.backbone=package:gone')", (),
+         ["b: modalities.picture: backbone '/gone': there is no such directory",
+          "c: modalities.picture: backbone 'package:gone': no such package"]),
+        ("config.runs.a = run(words)\nconfig.runs.b = run(words, 'mode=stream')", (),
+         ["runs.b: its config has mode='stream'", "run it on its own with --mode=stream (bench/streaming.py"]),
     ],
 )  # fmt: skip
 def test_mistakes_are_found_before_anything_runs(compared, begun, body, flags, messages):
@@ -277,7 +296,7 @@ def test_a_modality_made_in_another_way_gets_a_store_of_its_own(compared, begun)
     body = "config.runs.a = run(words)\nconfig.runs.b = run(words, 'modalities.words.pooling=cls')"
     workdir, code, _, err = compared(body)
     assert code == 0, err
-    assert begun[:2] == [f"hidden states in {workdir / 'store'}", f"hidden states in {workdir / 'store_2'}"]
+    assert begun[:2] == [f"hidden states of words in {workdir / store}" for store in ("store", "store_2")]
     _, code, _, err = compared(body + f"\nconfig.settings = (*config.settings, 'store={workdir / 'store'}')")
     assert (code, "b: the hidden-state store" in err) == (2, True)
 
@@ -287,6 +306,32 @@ def test_a_run_that_was_trained_longer_is_not_what_is_compared(compared, plain, 
     _, code, _, err = compared(PLAIN + "config.settings = (*config.settings, 'training.epochs=2')", workdir=workdir)
     assert (code, begun) == (2, [])
     assert "training.epochs: 1 there, 2 now" in err
+
+
+def test_settings_that_changed_are_named_with_all_folders_and_what_can_be_done_here(compared, plain, begun, tmp_path):
+    workdir = shutil.copytree(plain, tmp_path / "copied")
+    faster = "config.settings = (*config.settings, 'training.learning_rate=0.5')"
+    _, code, _, err = compared(PLAIN + faster, workdir=workdir)
+    assert (code, begun) == (2, [])
+    for name in ("words", "layers"):
+        for seed in (0, 1):
+            assert f"runs/{name}/seed_{seed}: training.learning_rate: 0.001 there, 0.5 now" in err
+    assert "change the settings back, choose another --workdir, or remove these folders" in one_line(err)
+    assert "--config" not in err
+
+
+def test_a_name_that_is_no_folders_is_refused_with_its_file(cli, shop, tmp_path):
+    files = {"dot.py": "crossan_v1.2", "slash.py": "a/b"}
+    for file, name in files.items():
+        lines = "from tests.tiny_config import get_config as made\n\ndef get_config():\n"
+        (tmp_path / file).write_text(
+            f"{lines}    config = made('{shop},words')\n    config.name = '{name}'\n    return config"
+        )
+    flag = ",".join(str(tmp_path / file) for file in files)
+    code, _, err = cli(["mmrec_jax", "--mode=compare", f"--configs={flag}", f"--workdir={tmp_path / 'out'}"])
+    assert code == 2
+    for file, name in files.items():
+        assert f"{tmp_path / file}: config.name={name!r} is no name of a folder" in one_line(err)
 
 
 def test_a_comparison_and_a_run_are_told_apart(cli, compared, tmp_path):

@@ -77,7 +77,8 @@ def test_three_modalities_come_as_far_as_the_extraction_that_all_share(monkeypat
     )
     flags = [f"--workdir={tmp_path}", f"--config.settings={settings}"]
     code, _, err = cli(["mmrec_jax", "--mode=compare", f"--config={ROOT}/configs/staged.py:movielens,smoke", *flags])
-    assert (code, started) == (2, [f"hidden states in {tmp_path / 'store'}"])
+    made = ("title", "overview", "poster")
+    assert (code, started) == (2, [f"hidden states of {name} in {tmp_path / 'store'}" for name in made])
     for row in ("crossan 3: +poster", "sum 2: +overview", "iisan 2: title+poster", "continued 3: the same again"):
         assert f"{row}, seed 0" in err
 
@@ -88,8 +89,8 @@ def test_runs_are_processes_of_their_own(shop, trained, tmp_path):
     process = subprocess_of(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
-    assert f"1/2 hidden states in {tmp_path / 'store'}: " in out
-    assert "2/2 shop, seed 3: " in out
+    assert f"1/3 hidden states of words in {tmp_path / 'store'}: " in out
+    assert "3/3 shop, seed 3: " in out
     assert "about 0:00:" in out  # left after the first
     (row,) = json.loads((tmp_path / "comparison.json").read_text())["rows"]
     assert (row["seeds"], row["tpme"], row["differences"]) == ([3], 0, {})

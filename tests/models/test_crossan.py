@@ -8,10 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrec_jax.adapters import TowerConfig, TowerSpec
+from mmrec_jax.adapters.towers import growth_rules
 from mmrec_jax.errors import ConfigError
 from mmrec_jax.fusion import FUSIONS, FusionConfig
 from mmrec_jax.sequence import SasRec, SasRecConfig
 from mmrec_jax.systems.crossan import Crossan, CrossanConfig
+from mmrec_jax.training import warm_start
+from mmrec_jax.training.trees import named_leaves
 from tests.models.helpers import applied, begun, crossan, hidden, random_params
 from tests.models.reference import block
 from tests.models.reference_crossan import crossan_item
@@ -84,6 +87,29 @@ def test_every_fusion_gives_an_absent_modality_no_weight(fusion):
     result = applied(module, random_params(module, states), states)
     assert (np.asarray(result.weights)[[1, 3], 1] == 0).all()
     np.testing.assert_allclose(np.asarray(result.weights).sum(1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("gate", ["softmax", "sigmoid"])
+def test_shared_gates_grow_for_a_deeper_modality_and_items_without_it_keep_their_vectors(gate):
+    def module(*names):
+        specs = tuple(TowerSpec(name, 8, {"text": 2, "image": 3}[name], bottleneck=4) for name in names)
+        return Crossan(CrossanConfig(TowerConfig(specs, gate=gate, shared_gates=True), FusionConfig(), 4))
+
+    present = {"image": np.array([True, False, True, False, True])}
+    both = hidden(("text", "image"), present=present)
+    both = both.replace(values=both.values | {"text": both.values["text"][:2]})
+    words = both.replace(values={"text": both.values["text"]}, present={"text": both.present["text"]}, complete=True)
+    small, large = module("text"), module("text", "image")
+    old, fresh = random_params(small, words), begun(large, both)
+    params, report = warm_start(old, fresh, growth_rules(named_leaves(fresh)))
+    assert report.grown == ("adapters/gate_shared_backbone", "adapters/gate_shared_text")
+    for source in ("backbone", "text"):
+        grown, name = params["adapters"][f"gate_shared_{source}"], f"gate_shared_{source}"
+        np.testing.assert_array_equal(grown, [fresh["adapters"][name][0], *old["adapters"][name]])
+    before, after = np.asarray(applied(small, old, words).vector), np.asarray(applied(large, params, both).vector)
+    # the same sums in another order
+    np.testing.assert_allclose(after[[1, 3]], before[[1, 3]], rtol=1e-5, atol=1e-6)
+    assert np.abs(after[[0, 2, 4]] - before[[0, 2, 4]]).max() > 1e-3
 
 
 def test_one_modality_is_the_intra_modal_tower_of_iisan():

@@ -1,13 +1,15 @@
 """Systems by name: the library's pages, and a module of one's own."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrec_jax.config import base, modality, resolve
+from mmrec_jax.config import base, from_json, modality, resolve
 from mmrec_jax.errors import ConfigError
-from mmrec_jax.experiment import build_task, id_baseline
+from mmrec_jax.experiment import build_task, description, id_baseline
 from mmrec_jax.sequence import GruConfig, SasRecConfig
 from mmrec_jax.store.table import StateTable
 from mmrec_jax.systems import SYSTEMS, system
@@ -74,6 +76,39 @@ def test_every_page_holds_a_system_whose_switches_are_keys_of_the_model():
 def test_what_cannot_be_is_refused(made, message):
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         resolve(made)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"model.system": "iisan", "model.towers": "inter", "model.bottlenecks": (("text", 5),)},
+            "model.bottlenecks=(('text', 5),) means nothing to model.towers='inter'",
+        ),
+        (
+            {"model.gate": "add", "model.gate_temperature": 0.5},
+            "model.gate_temperature=0.5 means nothing to model.gate='add'; it is read by softmax, sigmoid. Leave it",
+        ),
+        ({"scoring.scale": 5.0}, "scoring.scale=5.0 means nothing to scoring.similarity='dot'; it is read by cosine"),
+        (
+            {"fusion.kind": "concat", "fusion.expert": "linear"},
+            "fusion.expert='linear' means nothing to fusion.kind='concat'; it is read by momef, experts. Leave",
+        ),
+        ({"fusion.kind": "attention", "fusion.residual": True}, "fusion.residual=True means nothing to"),
+        ({"fusion.kind": "sum", "fusion.temperature": 0.5}, "it is read by momef, experts, attention. Leave it at 1.0"),
+    ],
+)
+def test_a_value_that_nothing_reads_is_refused_but_in_what_an_earlier_version_kept(values, message):
+    made = config("crossan", ("text", "image"))
+    made.update_from_flattened_dict(values)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        resolve(made)
+    *others, (unread, _) = values.items()
+    plain = config("crossan", ("text", "image"))
+    plain.update_from_flattened_dict(dict(others))
+    found = from_json(made.to_dict())
+    assert found == resolve(plain)
+    assert unread.split(".")[1] in description(found, "data", None)["info"]["unread"][unread.split(".")[0]]
 
 
 def test_ids_twice_are_refused():

@@ -54,6 +54,21 @@ def test_every_parameter_is_restored_or_listed_as_new(warm, words):
         np.testing.assert_allclose(after[name], value, rtol=0, atol=1e-28, err_msg=name)
 
 
+def test_shared_gates_grow_where_the_new_modality_is_deeper(shop, trained, tmp_path, cli):
+    flags = (*QUICK, f"--config.store={trained / 'store'}", "--config.model.shared_gates")
+    flags = (*flags, "--config.modalities.words.layers=(3,)")  # one, and of pictures two
+    first, second = tmp_path / "words", tmp_path / "both"
+    assert cli(arguments(shop, first, *flags, only="words"))[0] == 0
+    code, out, err = cli(arguments(shop, second, *flags, ADDED[0], f"--config.warm_start={first}"))
+    assert code == 0, err
+    assert "2 grown" in out
+    report = json.loads((second / "warm_start.json").read_text())
+    assert report["grown"] == ["items/adapters/gate_shared_backbone", "items/adapters/gate_shared_words"]
+    before, after = (named_leaves(load_params(place)[0]) for place in (first, second))
+    for name in report["grown"]:
+        np.testing.assert_allclose(after[name][1:], before[name], rtol=0, atol=1e-28)
+
+
 def test_a_run_that_has_begun_needs_the_old_one_no_more(warm, shop, tmp_path, cli):
     workdir, code, _, _ = warm(*ADDED)
     assert code == 0

@@ -16,7 +16,7 @@ from absl import logging as absl_logging
 from mmrec_jax.errors import CheckpointError, TrainingError
 from mmrec_jax.training import load_params
 from mmrec_jax.training.checkpoints import Checkpoints
-from mmrec_jax.training.manifest import check, checksums
+from mmrec_jax.training.manifest import check, checksums, completed, differences
 from mmrec_jax.training.trees import named_leaves
 
 # Orbax reads in parallel: when one read meets damaged bytes, the others end in an event loop already closed.
@@ -294,3 +294,14 @@ def test_a_checkpoint_that_cannot_be_written_for_another_reason_is_reported_with
         TrainingError, match=r"could not be written \(ValueError: UNAVAILABLE: the network drive is gone"
     ):
         toy.train(tmp_path)
+
+
+def test_values_of_a_checkpoint_that_nothing_reads_are_no_difference():
+    saved = {"fusion": {"kind": "concat", "expert": "identity"}}
+    wanted = {
+        "fusion": {"kind": "concat", "expert": "mlp", "residual": False},
+        "info": {"defaults": {"fusion": {"kind": "momef", "residual": False}}, "unread": {"fusion": ("expert",)}},
+    }
+    assert differences(completed(saved, wanted), wanted) == []
+    read = wanted | {"info": {}}
+    assert differences(completed(saved, read), read)[0] == "fusion.expert: checkpoint 'identity', now 'mlp'"
