@@ -89,7 +89,7 @@ def variants(comparison: Comparison, folder: Path) -> list[Variant]:
             problems.append(f"runs.{name}: {error}")
     if problems:
         raise ConfigError("\n".join(problems))
-    return found
+    return _compared_with(comparison.baseline, found) if comparison.plan == "staged" and comparison.baseline else found
 
 
 def trials(rows: Sequence[Variant], seeds: Sequence[int], workdir: Path) -> list[Trial]:
@@ -168,6 +168,12 @@ def _staged(comparison: Comparison, name: str, entry: Entry, config: ConfigDict)
         found.append(Variant(title, name, number, settings, reference, warm))
         before = stage
     return found
+
+
+def _compared_with(baseline: str, rows: Sequence[Variant]) -> list[Variant]:
+    """Stages compared with those of a method that have the same number, where it has as many."""
+    names = {row.stage: row.name for row in rows if row.method == baseline}
+    return [replace(row, reference="" if row.method == baseline else names.get(row.stage, "")) for row in rows]
 
 
 def _added(before: Sequence[str], now: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import polars as pl
@@ -12,6 +13,8 @@ import pytest
 
 from mmrec_jax.evaluation.metrics import metrics
 from mmrec_jax.evaluation.ranking import MISS
+from mmrec_jax.evaluation.seeds import seed_differences
+from mmrec_jax.evaluation.significance import holm
 from mmrec_jax.training import load_params
 from mmrec_jax.training.lock import only_training_in
 from mmrec_jax.training.trees import named_leaves
@@ -153,6 +156,53 @@ def test_a_stage_begins_with_the_parameters_of_the_one_before(compared, begun):
     assert f"remove {stages / 'stage_2/seed_0'} as well" in one_line(err)
 
 
+CONTINUED = """
+config.plan = 'staged'
+config.stages = (('words',), ('words', 'picture'))
+config.runs.shop = run(both)
+config.runs.cold = run(both, warm_start=False)
+config.runs.continued = run(both, stages=(('words',), ('words',)))
+config.seeds = (0, 1)
+config.baseline = 'continued'
+"""
+
+
+def test_stages_are_compared_with_those_of_a_baseline_and_a_finished_workdir_with_those_of_another(compared, begun):
+    workdir, code, out, err = compared(CONTINUED)
+    assert code == 0, err
+    assert "NDCG@5 to continued, same stage" in (workdir / "comparison.md").read_text()
+    rows = {row["name"]: row for row in content(workdir)["rows"]}
+    references = {name: row["reference"] for name, row in rows.items()}
+    first, second = "continued 1: words", "continued 2: the same again"
+    added = ["shop 2: +picture", "cold 2: +picture"]
+    assert references == {
+        "shop 1: words": first, added[0]: second, "cold 1: words": first, added[1]: second, first: None, second: None
+    }  # fmt: skip
+    ranks = {
+        name: np.stack([
+            pl.read_parquet(workdir / f"runs/{name}/stage_2/seed_{seed}/ranks_test.parquet").sort("user")["rank"]
+            .fill_null(MISS).to_numpy() for seed in (0, 1)
+        ])
+        for name in ("shop", "cold", "continued")
+    }  # fmt: skip
+    expected = [  # `shop` and `continued` began with the same run of each seed, `cold` with none
+        seed_differences(ranks[name], ranks["continued"], (5,), paired=name == "shop")["NDCG@5"]
+        for name in ("shop", "cold")
+    ]
+    adjusted = holm([difference.p_value for difference in expected])
+    for name, difference, p in zip(added, expected, adjusted, strict=True):
+        assert rows[name]["differences"]["NDCG@5"] == asdict(difference) | {"p_adjusted": p}
+    # The first stages are the same runs: nothing is tested there.
+    for name in ("shop 1: words", "cold 1: words"):
+        assert rows[name]["differences"]["NDCG@5"] == {"mean": 0, "low": 0, "high": 0, "p_value": 1, "p_adjusted": 1}
+    begun.clear()
+    assert compared(CONTINUED, "--baseline=cold")[1] == 0
+    assert {row["name"]: row["reference"] for row in content(workdir)["rows"]}[added[0]] == added[1]
+    assert compared(CONTINUED, "--baseline=")[1] == 0
+    assert {row["name"]: row["reference"] for row in content(workdir)["rows"]}[added[0]] == "shop 1: words"
+    assert begun == []
+
+
 def test_runs_that_are_the_same_are_trained_once_and_fail_together(compared, begun):
     body = "\n".join(
         f"config.runs.{name} = run(words, 'training.learning_rate={rate}')"
@@ -190,7 +240,7 @@ def test_metrics_are_computed_from_the_ranks_whatever_cut_offs_the_runs_had(comp
         (PLAIN, ("--seeds=one",), ["--seeds=one: write whole numbers"]),
         (PLAIN, ("--jobs=0",), ["jobs=0: must be 1 or more"]),
         (PLAIN, ("--config.plan=stages",), ["plan='stages': choose one of plain, staged"]),
-        (PLAIN, ("--config.plan=staged",), ["baseline: a staged plan", "runs.words: has no stages"]),
+        (PLAIN, ("--config.plan=staged",), ["runs.words: has no stages"]),
         (PLAIN + "config.seed = 3", (), ["the comparison: unknown key seed. Did you mean seeds?"]),
         ("config.runs.a = run('gone.py')\nconfig.runs.b = run(words, 'training.epoch=1')", (),
          ["runs.a: --config=", "gone.py: there is no such file", "runs.b: --config.training.epoch: the config has no"]),
