@@ -108,7 +108,7 @@ def outcomes(
         if (other := variant.reference) in ranks:
             paired = _paired(own, done[other])
             found = seed_differences(ranks[name], ranks[other], comparison.ks, paired=paired, **sure)
-            if [trial.workdir for trial in own] == [trial.workdir for trial in done[other]]:
+            if paired and np.array_equal(ranks[name], ranks[other]):
                 same.add(name)
         cost = mean_cost(list(trainings.values()))
         rows.append(Outcome(variant, tuple(trainings), means, cost, trainings, differences=found))
@@ -122,8 +122,8 @@ def _paired(first: Sequence[Trial], second: Sequence[Trial]) -> bool:
 
 
 def _lineage(trial: Trial) -> set[Path]:
-    """Workdirs of a run, of the one whose parameters it began with, and so on."""
-    return {trial.workdir} | (_lineage(trial.after) if trial.after else set())
+    """A run, the one whose parameters it began with, and so on: where the same training was done first."""
+    return {trial.like or trial.workdir} | (_lineage(trial.after) if trial.after else set())
 
 
 def _kept(trials: Sequence[Trial], finished: Mapping[str, Any]) -> dict[str, list[Trial]]:

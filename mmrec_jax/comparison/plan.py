@@ -52,6 +52,7 @@ class Trial:
         config: of the run.
         workdir: of the run; the same for trials that are the same training.
         after: the trial that must be finished before, whose parameters this one begins with.
+        like: workdir of the first trial that is the same training, which may have been done there as well.
     """
 
     variant: Variant
@@ -59,6 +60,7 @@ class Trial:
     config: RunConfig
     workdir: Path
     after: Trial | None = None
+    like: Path | None = None
 
     @property
     def title(self) -> str:
@@ -116,7 +118,7 @@ def trials(rows: Sequence[Variant], seeds: Sequence[int], workdir: Path) -> list
             )
             trial = Trial(variant, seed, config, place, before)
             first = of_content.setdefault(_content(trial), trial)
-            before = trial if is_trained(place) else replace(first, variant=variant)
+            before = replace(trial if is_trained(place) else first, variant=variant, like=first.workdir)
             made.append(before)
     for trial in made:
         if trial.after and is_trained(trial.workdir) and not is_trained(trial.after.workdir):

@@ -36,6 +36,7 @@ def test_stages_are_of_the_same_seeds_and_one_without_any_is_left_out(finished, 
         (("", ""), ((0, 1), (0, 1)), False),
         (("a/1", "a/1"), ((0, 1), (0, 2)), False),
         (("b/2", ""), ((0, 1), (0, 1)), True),  # a stage and the stage before it
+        (("a/1", "copy/1"), ((0, 1), (0, 1)), True),  # a folder of its own with the same training
     ],
 )
 def test_runs_are_paired_by_seed_where_their_parameters_come_from_the_same_run(starts, seeds, paired):
@@ -43,7 +44,8 @@ def test_runs_are_paired_by_seed_where_their_parameters_come_from_the_same_run(s
 
     def trial(place, seed, start=""):
         after = trial(start, seed) if start else None
-        return Trial(Variant(place, "shop", 2, config), seed, config, Path(place) / f"seed_{seed}", after)
+        like = Path(place.replace("copy", "a")) / f"seed_{seed}"
+        return Trial(Variant(place, "shop", 2, config), seed, config, Path(place) / f"seed_{seed}", after, like)
 
     rows = [
         [trial(place, seed, start) for seed in own]
