@@ -81,7 +81,7 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     own(flags.DEFINE_string, "path", None, "inspect: what to look at. Default: the workdir.")
     own(flags.DEFINE_list, "configs", [], "compare: config files, FILE or FILE:ARGUMENT, in place of --config.")
     own(flags.DEFINE_list, "seeds", [], "compare: seeds. Default: those of the comparison's config, else 0.")
-    own(flags.DEFINE_string, "baseline", None, "compare: method to compare the others with. Default: the config's, or the first.")
+    own(flags.DEFINE_string, "baseline", None, "compare: method that the others are compared with. Default: the first.")
     own(flags.DEFINE_integer, "jobs", None, "compare: runs at a time. Default: one, which times them rightly.")
     own(flags.DEFINE_string, "watch", None, "stream: directory in which windows arrive.")
     own(flags.DEFINE_string, "rollback", None, "stream: number of the version to put in service, or `previous`.")

@@ -102,12 +102,18 @@ def outcomes(
     rows, same = [], set()
     for name, own in done.items():
         variant, trainings = own[0].variant, {trial.seed: finished[trial.title]["training"] for trial in own}
-        sure = {"confidence": comparison.confidence, "resamples": comparison.bootstrap}
-        means = seed_means(ranks[name], comparison.ks, **sure)
+        means = seed_means(ranks[name], comparison.ks, confidence=comparison.confidence, resamples=comparison.bootstrap)
         found: dict[str, Difference] = {}
         if (other := variant.reference) in ranks:
             paired = _paired(own, done[other])
-            found = seed_differences(ranks[name], ranks[other], comparison.ks, paired=paired, **sure)
+            found = seed_differences(
+                ranks[name],
+                ranks[other],
+                comparison.ks,
+                paired=paired,
+                confidence=comparison.confidence,
+                resamples=comparison.bootstrap,
+            )
             if paired and np.array_equal(ranks[name], ranks[other]):
                 same.add(name)
         cost = mean_cost(list(trainings.values()))

@@ -9,15 +9,15 @@ variance (Brennan, Generalizability Theory, 2001, design p x i; Owen, The pigeon
 
     V(user) / N  +  (V(training) + V(rest) / N) / n.
 
-The second term, the seeds' part, is the variance of the runs' means over n, without bias and with n - 1 degrees of freedom;
-the first, the users' part, is that of the users' means, less what the rest adds to it. Each part has a t quantile of its
-own, and their half-widths are added as squares (Howe, Approximate Confidence Limits on the Mean of X + Y, JASA 1974).
-Seeds' parts of two models that are not paired are one, with Welch's degrees of freedom.
+The second term, the seeds' part, is the variance of the runs' means over n, without bias and with n - 1 degrees of
+freedom; the first, the users' part, is that of the users' means, less what the rest adds to it. Each part has a t
+quantile of its own, and their half-widths are added as squares (Howe, Approximate Confidence Limits on the Mean of
+X + Y, JASA 1974). Seeds' parts of two models that are not paired are one, with Welch's degrees of freedom.
 
-PROPOSAL (not from those papers): the rest counts as seeds' part, which is then chi-square, and not as the users', where it
-would be known better; an interval is at least as wide as one over the users alone, since two seeds may agree by chance;
-and the parts have limits of their own in place of one quantile with Satterthwaite's degrees of freedom, by which up to 13%
-of equal models differ at 5% with two seeds, 8% with three, and up to 8% and 4% at 1%. By these it is never more than it says.
+PROPOSAL (not from those papers): the rest counts as seeds' part, which is then chi-square, and not as the users', where
+it would be known better; an interval is at least as wide as one over the users alone, since two seeds may agree by
+chance; and each part has its own quantile. By one of both with Satterthwaite's degrees of freedom up to 13% of equal
+models differ at 5% with two paired seeds and 8% with three, 8% and 4% at 1%; by these no more than 5% and 1% do.
 """
 
 from __future__ import annotations

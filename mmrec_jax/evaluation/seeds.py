@@ -1,7 +1,7 @@
 """Models that were trained with several seeds each, on the same examples: means, their intervals, paired differences.
 
-With several seeds an interval covers the noise of the users and that of training, see `evaluation.noise`; with one it is
-a bootstrap over users, and says nothing of training.
+With several seeds an interval covers the noise of the users and that of training, see `evaluation.noise`; with one it
+is a bootstrap over users, and says nothing of training.
 """
 
 from __future__ import annotations

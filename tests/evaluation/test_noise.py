@@ -88,7 +88,7 @@ def test_both_parts_together_are_the_variance_of_the_mean():
 
 
 def test_where_only_training_varies_it_is_students_and_welchs_test():
-    first, second = (np.array(means)[:, None, None] * np.ones((1, 40, 1)) for means in ((0.3, 0.5, 0.2), (0.1, 0.25, 0)))
+    first, second = np.array([[0.3, 0.5, 0.2], [0.1, 0.25, 0]])[:, :, None, None] * np.ones((40, 1))
     p = found(list(first), list(second))
     # Without the rounding of means over 40 users.
     assert p[True].item() == pytest.approx(stats.ttest_rel(first[:, 0, 0], second[:, 0, 0]).pvalue, rel=1e-9)

@@ -40,9 +40,7 @@ def parts(gains: np.ndarray) -> tuple[float, float, float]:
 
 def limits(users: float, training: float, freedom: float) -> float:
     """Howe's half-width at 95%."""
-    return math.hypot(
-        stats.t(USERS - 1).ppf(0.975) * max(users, 0) ** 0.5, stats.t(freedom).ppf(0.975) * training**0.5
-    )
+    return math.hypot(stats.t(USERS - 1).ppf(0.975) * max(users, 0) ** 0.5, stats.t(freedom).ppf(0.975) * training**0.5)
 
 
 def test_a_mean_is_as_uncertain_as_its_users_and_its_trainings_make_it():
@@ -122,7 +120,7 @@ def test_many_users_and_seeds_take_no_time():
     first, second = (ranks_of(0, seed, 10, 20_000) for seed in (0, 1))
     start = time.process_time()
     seed_differences(first, second, KS)
-    assert time.process_time() - start < 2  # 0.2 s on one core of 2024
+    assert time.process_time() - start < 2  # 0.2 s on one busy core
 
 
 def test_adjusted_p_values_are_holms():
