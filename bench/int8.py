@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quality_runs import arguments, gains, interval, load_config, output, ranks, resampled, settings, trained, write
+from quality_runs import arguments, change, gains, load_config, output, ranks, settings, trained, write
 from rich.table import Table
 
 from mmrec_jax.backbones.config import resolve_layers
@@ -88,7 +88,6 @@ def main() -> None:
                 memory[dtype] = nbytes(run.table)
 
     models = {name: gains(ranks_of_seeds) for name, ranks_of_seeds in found.items()}
-    draws = resampled(found)
     base = models["float32"][METRIC].mean()
     table = Table(title=f"{METRIC} of configs/{options.config}.py, percent, mean of {len(options.seeds)} seeds")
     for heading in ("states", METRIC, "relative change, %", "95% interval"):
@@ -96,12 +95,13 @@ def main() -> None:
     results: dict[str, Any] = {}
     for name, model in models.items():
         mean = float(model[METRIC].mean())
-        if name.startswith("int8,"):
-            # The same trainings on both sides: only the users are drawn.
-            change = _paired(models["float32"][METRIC], model[METRIC])
+        if name == "int8":
+            low, high = change(found[name], found["float32"])[METRIC]["interval"]
+            span = float(low / base), float(high / base)
         else:
-            change = draws[name][METRIC] / draws["float32"][METRIC] - 1
-        relative, span = float(mean / base - 1), interval(change)
+            # The same trainings on both sides: only the users are drawn.
+            span = _paired(models["float32"][METRIC], model[METRIC])
+        relative = float(mean / base - 1)
         results[name] = {METRIC: mean, "relative change": relative, "interval": span}
         cells = [f"{100 * relative:+.2f}", f"[{100 * span[0]:+.2f}, {100 * span[1]:+.2f}]"]
         table.add_row(name, f"{100 * mean:.3f}", *(cells if name != "float32" else ["", ""]))
@@ -127,11 +127,12 @@ def _evaluated_on(run: Run, store: str) -> np.ndarray:
     return result.ranks[order]
 
 
-def _paired(before: np.ndarray, after: np.ndarray, draws: int = 5000) -> np.ndarray:
-    """Relative changes of the mean, users drawn with replacement."""
+def _paired(before: np.ndarray, after: np.ndarray, draws: int = 5000) -> tuple[float, float]:
+    """95% interval of the relative change of the mean, users drawn with replacement."""
     users = before.shape[1]
     counts = np.random.default_rng(0).multinomial(users, np.full(users, 1 / users), size=draws)
-    return (counts @ after.mean(axis=0)) / (counts @ before.mean(axis=0)) - 1
+    low, high = np.quantile((counts @ after.mean(axis=0)) / (counts @ before.mean(axis=0)) - 1, [0.025, 0.975])
+    return float(low), float(high)
 
 
 if __name__ == "__main__":

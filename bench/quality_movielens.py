@@ -16,12 +16,10 @@ from ml_collections import ConfigDict
 from quality_runs import (
     METRICS,
     arguments,
-    gains,
-    interval,
+    change,
     load_config,
     output,
     ranks,
-    resampled,
     settings,
     summary,
     trained,
@@ -75,8 +73,7 @@ def main() -> None:
             found.append(ranks(workdir))
         every[variant] = found
 
-    draws = resampled(every)
-    results = {variant: summary(gains(found), draws[variant]) for variant, found in every.items()}
+    results = {variant: summary(found) for variant, found in every.items()}
     console = output()
     table = Table(title=f"movielens-small, test, percent, mean of {len(options.seeds)} seeds [95% interval]")
     for heading in ("", *METRICS, *(f"{metric} of the seeds" for metric in METRICS)):
@@ -95,13 +92,7 @@ def main() -> None:
         table.add_column(heading, justify="right")
     for first, second in _questions(results):
         name = f"{first} minus {second}"
-        differences[name] = {
-            metric: {
-                "mean": results[first][metric]["mean"] - results[second][metric]["mean"],
-                "interval": interval(draws[first][metric] - draws[second][metric]),
-            }
-            for metric in METRICS
-        }
+        differences[name] = change(every[first], every[second])
         table.add_row(name, *[_cell(found["mean"], found["interval"]) for found in differences[name].values()])
     if differences:
         console.print(table)

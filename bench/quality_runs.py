@@ -19,7 +19,7 @@ from mmrec_jax import modes
 from mmrec_jax.config import resolve
 from mmrec_jax.evaluation.metrics import gain_table, metric_names, rank_cells
 from mmrec_jax.evaluation.ranking import MISS
-from mmrec_jax.evaluation.seeds import resample
+from mmrec_jax.evaluation.seeds import seed_differences, seed_means
 from mmrec_jax.modes.results import RANKS
 from mmrec_jax.modes.workdir import read_config
 
@@ -100,30 +100,26 @@ def gains(ranks_of_seeds: Sequence[Int[np.ndarray, " user"]]) -> Gains:
     return {metric: every[..., metric_names((K,)).index(metric)] for metric in METRICS}
 
 
-def resampled(
-    models: Mapping[str, Sequence[Int[np.ndarray, " user"]]], draws: int = 5000
-) -> dict[str, dict[str, Float[np.ndarray, " draw"]]]:
-    """Means of resampled runs, of each seed's ranks: model -> metric -> one mean a draw, see `evaluation.seeds`."""
-    found = resample({model: np.stack(seeds) for model, seeds in models.items()}, (K,), resamples=draws)
-    columns = {metric: metric_names((K,)).index(metric) for metric in METRICS}
-    return {model: {metric: of[:, column] for metric, column in columns.items()} for model, of in found.items()}
-
-
-def interval(draws: Float[np.ndarray, " draw"]) -> tuple[float, float]:
-    """The 95% percentile interval."""
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def summary(model: Gains, draws: Mapping[str, Float[np.ndarray, " draw"]]) -> dict[str, Any]:
-    """Mean, interval and the seeds' own values of each metric, as fractions of 1."""
+def summary(model: Sequence[Int[np.ndarray, " user"]]) -> dict[str, Any]:
+    """Mean, 95% interval and the seeds' own values of each metric, as fractions of 1; from each seed's ranks."""
+    found = seed_means(np.stack(model), (K,))
     return {
         metric: {
-            "mean": float(values.mean()),
-            "interval": interval(draws[metric]),
-            "seeds": values.mean(axis=1).tolist(),
+            "mean": found[metric].mean,
+            "interval": (found[metric].low, found[metric].high),
+            "seeds": list(found[metric].seeds),
         }
-        for metric, values in model.items()
+        for metric in METRICS
+    }
+
+
+def change(
+    first: Sequence[Int[np.ndarray, " user"]], second: Sequence[Int[np.ndarray, " user"]]
+) -> dict[str, dict[str, Any]]:
+    """Difference of two models, first minus second, with its 95% interval; from each seed's ranks."""
+    found = seed_differences(np.stack(first), np.stack(second), (K,))
+    return {
+        metric: {"mean": found[metric].mean, "interval": (found[metric].low, found[metric].high)} for metric in METRICS
     }
 
 

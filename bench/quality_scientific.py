@@ -14,11 +14,9 @@ import numpy as np
 from quality_runs import (
     METRICS,
     arguments,
-    gains,
     load_config,
     output,
     ranks,
-    resampled,
     settings,
     summary,
     trained,
@@ -48,7 +46,7 @@ def main() -> None:
         found.append(ranks(workdir))
         training.append(json.loads((workdir / "results.json").read_text())["models"][run.config.name]["training"])
 
-    result = summary(gains(found), resampled({"model": found})["model"])
+    result = summary(found)
     table = Table(title="amazon-scientific, text only, percent")
     for heading in ("seed", *METRICS, "epochs", "s an epoch", "minutes"):
         table.add_column(heading, justify="right")

@@ -114,7 +114,9 @@ def resampled(
 ) -> tuple[dict[str, Float[np.ndarray, "draw metric"]], dict[str, Float[np.ndarray, "seed metric"]]]:
     """Means over windows, in resamples and as observed for each seed.
 
-    In a draw each window's users are taken with replacement, the same for all runs, and each variant's seeds too.
+    In a draw each window's users are taken with replacement, the same for all runs. The seeds' part of a draw is a
+    t-variate of each variant's own, with their deviations' unbiased variance: with few seeds, resampling them would
+    make intervals too short.
 
     Args:
         runs: variant -> gains of each seed, of the same users and windows.
@@ -133,10 +135,17 @@ def resampled(
         for frame in seeds:
             assert frame.select("window", "user", "count").equals(first.select("window", "user", "count")), name
             each.append(_mean_of_windows(np.vstack([weights, np.ones(len(windows))]), windows, frame))
-        drawn = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=draws) / len(seeds)
-        found[name] = np.einsum("ds,sdm->dm", drawn, np.stack([one[:-1] for one in each]))
         observed[name] = np.stack([one[-1] for one in each])
+        apart = observed[name] - observed[name].mean(axis=0)
+        found[name] = np.mean([one[:-1] for one in each], axis=0) + _of_training(len(seeds), draws, rng) @ apart
     return found, observed
+
+
+def _of_training(seeds: int, draws: int, rng: np.random.Generator) -> Float[np.ndarray, "draw seed"]:
+    """Weights of the seeds' deviations, whose sum is t with `seeds` - 1 degrees of freedom at the scale of a mean's."""
+    if seeds == 1:
+        return np.zeros((draws, 1))
+    return rng.normal(size=(draws, seeds)) / np.sqrt(seeds * rng.chisquare(seeds - 1, size=(draws, 1)))
 
 
 def _mean_of_windows(weights: Float[np.ndarray, "draw unit"], windows, frame: pl.DataFrame):

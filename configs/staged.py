@@ -9,7 +9,8 @@ posters, for CROSSAN and two other fusions of its towers, from the directory of 
 takes two modalities, has each pair.
 
 A stage begins with the parameters of the stage before, but for those of IISAN. `continued` trains as often on the first
-modality alone: what a modality brings is its stage beside the same of `continued`, since both are trained as long.
+modality alone, and is the baseline: what a modality brings is its stage beside the same of `continued`, since both are
+trained as long. With `--baseline=` each stage is compared with the one before; finished runs are only read for that.
 
 Arguments: `movielens`, `smoke` (two epochs of shrunken models, to see that everything works), or both as
 `movielens,smoke`.
@@ -26,6 +27,7 @@ def get_config(argument: str = ""):
     size = ":smoke" if argument.endswith("smoke") else ""
     config = comparison("_".join(filter(None, ["staged", *argument.split(",")])))
     config.plan = "staged"
+    config.baseline = "continued"
     if argument.startswith("movielens"):
         _movielens(config, f"movielens.py{size}")
     else:

@@ -7,9 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from mmrec_jax.evaluation.metrics import metric_names
 from mmrec_jax.evaluation.ranking import MISS
-from mmrec_jax.evaluation.seeds import resample
+from mmrec_jax.evaluation.seeds import seed_differences, seed_means
 from tests.tiny_run import ROOT
 
 
@@ -29,15 +28,15 @@ def test_gains_average_to_the_metrics(quality_runs):
     np.testing.assert_allclose(found["NDCG@10"].mean(axis=1), np.array(ideal) / 4)
 
 
-def test_draws_are_those_of_comparisons_and_of_the_same_users(quality_runs):
-    found = [np.array([1, 3, 11, MISS] * 5), np.array([10, 2, 12, 5] * 5)]
-    draws = quality_runs.resampled({"one": found, "same": found}, draws=200)
-    expected = resample({"one": np.stack(found), "same": np.stack(found)}, (10,), resamples=200)
-    columns = [metric_names((10,)).index(metric) for metric in quality_runs.METRICS]
-    for model, of in draws.items():
-        np.testing.assert_array_equal(np.stack(list(of.values()), axis=1), expected[model][:, columns])
-    mean, spread = draws["one"]["HR@10"].mean(), draws["one"]["HR@10"].std()
-    assert abs(mean - 0.625) < 4 * spread / 200**0.5
+def test_means_and_differences_are_those_of_comparisons(quality_runs):
+    found, other = [np.array([1, 3, 11, MISS] * 5), np.array([10, 2, 12, 5] * 5)], [np.array([1, 3, 2, 11] * 5)] * 2
+    result, means = quality_runs.summary(found), seed_means(np.stack(found), (10,))
+    change, differences = quality_runs.change(found, other), seed_differences(np.stack(found), np.stack(other), (10,))
+    for metric in quality_runs.METRICS:
+        mean, difference = means[metric], differences[metric]
+        assert result[metric] == {"mean": mean.mean, "interval": (mean.low, mean.high), "seeds": [*mean.seeds]}
+        assert change[metric] == {"mean": difference.mean, "interval": (difference.low, difference.high)}
+    assert result["HR@10"]["seeds"] == [0.5, 0.75]
 
 
 def test_settings_are_numbers_flags_lists_and_texts(quality_runs):

@@ -51,8 +51,8 @@ class Comparison:
         name: of it; also its directory under `runs/`.
         runs: name -> method.
         seeds: that every method is trained with.
-        baseline: the method that the others are compared with; "" is the first. A staged plan has none: each of its
-            stages is compared with the stage before.
+        baseline: the method that the others are compared with, in a staged plan stage by stage of the same number;
+            "" is the first, and in a staged plan none: each stage is compared with the stage before.
         plan: `plain`, or `staged`: every method is trained with the modalities of one stage after another.
         stages: of a staged plan: the modalities of each stage.
         settings: `KEY=VALUE` texts for all methods; a method's own come after them.
@@ -89,7 +89,6 @@ class Comparison:
             (f"seeds={self.seeds}:", all(0 <= seed < 2**32 for seed in self.seeds), "each from 0 to 2**32 - 1."),
             (f"plan={self.plan!r}:", self.plan in PLANS, f"choose one of {', '.join(PLANS)}."),
             (f"baseline={self.baseline!r}:", self.baseline in ("", *self.runs), f"choose one of {names}."),
-            ("baseline:", not (staged and self.baseline), "a staged plan compares each stage with the one before."),
             ("stages:", staged or not self._has_stages(), "they need plan='staged'."),
             (f"ks={self.ks}:", bool(self.ks) and min(self.ks) >= 1, "name at least one cut-off, each 1 or more."),
             (f"jobs={self.jobs}:", self.jobs >= 1, "must be 1 or more."),

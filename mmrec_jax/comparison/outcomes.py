@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from mmrec_jax.config import to_json
 from mmrec_jax.errors import EvaluationError
 from mmrec_jax.evaluation.pairing import HeldOut, unpaired
 from mmrec_jax.evaluation.ranking import MISS
-from mmrec_jax.evaluation.seeds import SeedMean, resample, seed_differences, seed_means
+from mmrec_jax.evaluation.seeds import SeedMean, seed_differences, seed_means
 from mmrec_jax.evaluation.significance import Difference, holm
 from mmrec_jax.modes.results import RANKS
 from mmrec_jax.modes.workdir import differences, read_config
@@ -39,7 +40,8 @@ class Outcome:
         trainings: seed -> section `training` of the run's results.
         tpme: among all rows.
         differences: metric -> to the row that the variant is compared with; {} where there is none.
-        holm: metric -> p-value of the difference, adjusted for the number of differences in the table.
+        holm: metric -> p-value of the difference, adjusted for the number of those in the table that rows of
+            other runs have.
     """
 
     variant: Variant
@@ -84,6 +86,8 @@ def outcomes(
     """The rows of the table, in the comparison's order.
 
     Where a stage of a method failed with a seed, all its stages are without that seed: they are compared run by run.
+    Runs are paired by seed where both rows have the same seeds and, with each, one began with the parameters of the
+    other or both with those of a third.
 
     Args:
         comparison: what is compared.
@@ -95,19 +99,37 @@ def outcomes(
     if not done:
         return []
     ranks = {name: np.stack([read_ranks(trial, held) for trial in own]) for name, own in done.items()}
-    groups = {name: own[0].variant.method for name, own in done.items()}
-    draws = resample(ranks, comparison.ks, resamples=comparison.bootstrap, groups=groups)
-    rows = []
+    rows, same = [], set()
     for name, own in done.items():
         variant, trainings = own[0].variant, {trial.seed: finished[trial.title]["training"] for trial in own}
-        means = seed_means(ranks[name], draws[name], comparison.ks, comparison.confidence)
+        means = seed_means(ranks[name], comparison.ks, confidence=comparison.confidence, resamples=comparison.bootstrap)
         found: dict[str, Difference] = {}
         if (other := variant.reference) in ranks:
-            pair = draws[name], draws[other]
-            found = seed_differences(ranks[name], ranks[other], pair, comparison.ks, comparison.confidence)
+            paired = _paired(own, done[other])
+            found = seed_differences(
+                ranks[name],
+                ranks[other],
+                comparison.ks,
+                paired=paired,
+                confidence=comparison.confidence,
+                resamples=comparison.bootstrap,
+            )
+            if paired and np.array_equal(ranks[name], ranks[other]):
+                same.add(name)
         cost = mean_cost(list(trainings.values()))
         rows.append(Outcome(variant, tuple(trainings), means, cost, trainings, differences=found))
-    return _among_all(rows)
+    return _among_all(rows, same)
+
+
+def _paired(first: Sequence[Trial], second: Sequence[Trial]) -> bool:
+    """Whether the runs of two rows are paired by seed."""
+    seeds = [[trial.seed for trial in row] for row in (first, second)]
+    return seeds[0] == seeds[1] and all(_lineage(a) & _lineage(b) for a, b in zip(first, second, strict=True))
+
+
+def _lineage(trial: Trial) -> set[Path]:
+    """A run, the one whose parameters it began with, and so on: where the same training was done first."""
+    return {trial.like or trial.workdir} | (_lineage(trial.after) if trial.after else set())
 
 
 def _kept(trials: Sequence[Trial], finished: Mapping[str, Any]) -> dict[str, list[Trial]]:
@@ -130,11 +152,15 @@ def _kept(trials: Sequence[Trial], finished: Mapping[str, Any]) -> dict[str, lis
     return {name: tried for name, tried in kept.items() if tried}
 
 
-def _among_all(rows: Sequence[Outcome]) -> list[Outcome]:
-    """The rows with what depends on the others: TPME and adjusted p-values."""
+def _among_all(rows: Sequence[Outcome], same: Collection[str]) -> list[Outcome]:
+    """The rows with what depends on the others: TPME and adjusted p-values.
+
+    Rows that are the `same` runs as what they are compared with cannot differ: their p is 1, and no other's is adjusted
+    for them.
+    """
     figures = tpme([row.cost for row in rows])
-    compared = [row for row in rows if row.differences]
-    adjusted: dict[str, dict[str, float]] = {row.variant.name: {} for row in rows}
+    compared = [row for row in rows if row.differences and row.variant.name not in same]
+    adjusted = {row.variant.name: {metric: value.p_value for metric, value in row.differences.items()} for row in rows}
     for metric in compared[0].differences if compared else ():
         values = holm([row.differences[metric].p_value for row in compared])
         for row, value in zip(compared, values, strict=True):

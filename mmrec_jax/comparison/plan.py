@@ -54,6 +54,7 @@ class Trial:
         config: of the run.
         workdir: of the run; the same for trials that are the same training.
         after: the trial that must be finished before, whose parameters this one begins with.
+        like: workdir of the first trial that is the same training, which may have been done there as well.
     """
 
     variant: Variant
@@ -61,6 +62,7 @@ class Trial:
     config: RunConfig
     workdir: Path
     after: Trial | None = None
+    like: Path | None = None
 
     @property
     def title(self) -> str:
@@ -91,7 +93,7 @@ def variants(comparison: Comparison, folder: Path) -> list[Variant]:
             problems.append(f"runs.{name}: {error}")
     if problems:
         raise ConfigError("\n".join(problems))
-    return found
+    return _compared_with(comparison.baseline, found) if comparison.plan == "staged" and comparison.baseline else found
 
 
 def trials(rows: Sequence[Variant], seeds: Sequence[int], workdir: Path) -> list[Trial]:
@@ -118,7 +120,7 @@ def trials(rows: Sequence[Variant], seeds: Sequence[int], workdir: Path) -> list
             )
             trial = Trial(variant, seed, config, place, before)
             first = of_content.setdefault(_content(trial), trial)
-            before = trial if is_trained(place) else replace(first, variant=variant)
+            before = replace(trial if is_trained(place) else first, variant=variant, like=first.workdir)
             made.append(before)
     for trial in made:
         if trial.after and is_trained(trial.workdir) and not is_trained(trial.after.workdir):
@@ -172,6 +174,12 @@ def _staged(comparison: Comparison, name: str, entry: Entry, config: ConfigDict)
         found.append(Variant(title, name, number, settings, reference, warm))
         before = stage
     return found
+
+
+def _compared_with(baseline: str, rows: Sequence[Variant]) -> list[Variant]:
+    """Stages compared with those of a method that have the same number, where it has as many."""
+    names = {row.stage: row.name for row in rows if row.method == baseline}
+    return [replace(row, reference="" if row.method == baseline else names.get(row.stage, "")) for row in rows]
 
 
 def _added(before: Sequence[str], now: Sequence[str]) -> str:

@@ -25,7 +25,9 @@ def headings(comparison: Comparison) -> tuple[list[str], list[str]]:
     """Of the table of accuracy, and of that of costs."""
     first = "stage" if comparison.plan == "staged" else "method"
     shown = [f"{metric}@{comparison.ks[0]}" for metric in METRICS]
-    than = "the stage before" if comparison.plan == "staged" else comparison.baseline or next(iter(comparison.runs))
+    than = comparison.baseline or next(iter(comparison.runs))
+    if comparison.plan == "staged":
+        than = f"{comparison.baseline}, same stage" if comparison.baseline else "the stage before"
     return [first, "seeds", *shown, *(f"{metric} to {than}" for metric in shown), "p"], [first, *COSTS]
 
 
@@ -80,7 +82,7 @@ def notes(comparison: Comparison, held: HeldOut) -> list[str]:
     seeds = len(comparison.seeds)
     lines = [
         f"{len(held.users):,} users, {len(held.candidates):,} items, full ranking, percent; in brackets {percent} over "
-        f"users{' and seeds' if seeds > 1 else '; one seed, so the noise of training is not in them'}.",
+        f"users{' and seeds' if seeds > 1 else '; one seed, so the noise of training is not in them, nor in p'}.",
         "Differences are paired over users, in points. p is of the last difference, two-sided, adjusted for the "
         f"number of rows (Holm), each metric for itself; * marks differences where it is below "
         f"{1 - comparison.confidence:.2g}.",
@@ -93,6 +95,8 @@ def notes(comparison: Comparison, held: HeldOut) -> list[str]:
     ]
     if comparison.plan == "staged":
         lines.append("A stage begins with the parameters of the stage before, unless its method says otherwise.")
+        if comparison.baseline:
+            lines.append(f"Each is compared with the stage of the same number of {comparison.baseline}.")
     if comparison.jobs > 1:
         lines.append(f"{comparison.jobs} runs went on at a time: their times are not those of a machine of their own.")
     return lines

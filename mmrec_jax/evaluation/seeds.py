@@ -1,25 +1,22 @@
 """Models that were trained with several seeds each, on the same examples: means, their intervals, paired differences.
 
-A resample takes the examples with replacement, the same for all models, and the seeds with replacement: so an interval
-covers the noise of the users and that of the training. Models of one group share the draw of the seeds too, because
-what they are compared by is paired there (a stage that began with the parameters of the stage before it).
+With several seeds an interval covers the noise of the users and that of training, see `evaluation.noise`; with one it
+is a bootstrap over users, and says nothing of training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int, Int64
+from jaxtyping import Int
 
 from mmrec_jax.evaluation.metrics import gain_table, metric_names, rank_cells
-from mmrec_jax.evaluation.significance import Difference, difference_of, percentiles
+from mmrec_jax.evaluation.noise import half_width, noise, p_value, sample
+from mmrec_jax.evaluation.significance import Difference, differences, intervals
 
 Ranks = Int[np.ndarray, "seed example"]
-Draws = Float64[np.ndarray, "resample metric"]
-"""A model's metrics in each resample, in the order of `metric_names`."""
-_BLOCK = 2**22  # counts of a block of resamples: 32 MiB
 
 
 @dataclass(frozen=True)
@@ -38,60 +35,27 @@ class SeedMean:
     seeds: tuple[float, ...]
 
 
-def resample(
-    models: Mapping[str, Ranks],
-    ks: Sequence[int],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-    groups: Mapping[str, str] | None = None,
-) -> dict[str, Draws]:
-    """Every model's metrics in resamples of examples and seeds.
-
-    Examples of equal ranks in all runs are drawn together, as one multinomial count: same distribution, less work.
+def seed_means(
+    ranks: Ranks, ks: Sequence[int], *, confidence: float = 0.95, resamples: int = 1000
+) -> dict[str, SeedMean]:
+    """Each metric's mean with its interval.
 
     Args:
-        models: model -> ranks of each seed; the examples are the same, in the same order.
+        ranks: of a model in the run of each seed.
         ks: cut-offs.
-        resamples: how many.
-        seed: of the resampling.
-        groups: model -> name of its group; by default each model is one of its own.
-
-    Raises:
-        ValueError: the models have not the same number of examples, or those of a group not of seeds.
+        confidence: coverage of the intervals.
+        resamples: behind the interval of a single seed.
     """
-    groups = groups or {}
-    table = gain_table(ks)
-    cells = np.concatenate([rank_cells(ranks, ks) for ranks in models.values()])
-    patterns, counts = np.unique(cells, axis=1, return_counts=True)
-    of_examples, *of_seeds = np.random.default_rng(seed).spawn(1 + len(models))
-    means = np.empty((resamples, len(cells), table.shape[1]))
-    block = max(_BLOCK // len(counts), 1)
-    for start in range(0, resamples, block):
-        rows = slice(start, min(start + block, resamples))
-        drawn = of_examples.multinomial(cells.shape[1], counts / cells.shape[1], size=rows.stop - start)
-        drawn = drawn.astype(np.float64)
-        for run, pattern in enumerate(patterns):
-            means[rows, run] = drawn @ table[pattern] / cells.shape[1]
-    shares: dict[str, Float64[np.ndarray, "resample seed"]] = {}
-    result, first = {}, 0
-    for (name, ranks), rng in zip(models.items(), of_seeds, strict=True):
-        seeds = len(ranks)
-        group = groups.get(name, name)
-        if group not in shares:
-            shares[group] = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
-        if shares[group].shape[1] != seeds:
-            raise ValueError(f"{name} has {seeds} seeds, another model of its group {group} {shares[group].shape[1]}")
-        result[name] = np.einsum("rs,rsm->rm", shares[group], means[:, first : first + seeds])
-        first += seeds
-    return result
-
-
-def seed_means(ranks: Ranks, draws: Draws, ks: Sequence[int], confidence: float = 0.95) -> dict[str, SeedMean]:
-    """Each metric's mean with its interval, from a model's ranks and its draws by `resample`."""
-    observed = _of_seeds(ranks, ks)
-    low, high = percentiles(draws, confidence)
-    columns = (observed.mean(axis=0).tolist(), low.tolist(), high.tolist(), observed.T.tolist())
+    table, cells = gain_table(ks), rank_cells(ranks, ks)
+    observed = np.stack([np.bincount(row, minlength=len(table)) @ table / len(row) for row in cells])
+    means = observed.mean(axis=0)
+    if len(ranks) == 1:
+        spans = intervals(ranks[0], ks, resamples=resamples, confidence=confidence)
+        low, high = (np.array([getattr(span, end) for span in spans.values()]) for end in ("low", "high"))
+    else:
+        wide = half_width(noise(sample(table[row] for row in cells)), 1 - confidence)
+        low, high = np.maximum(means - wide, 0), np.minimum(means + wide, 1)
+    columns = (means.tolist(), low.tolist(), high.tolist(), observed.T.tolist())
     return {
         name: SeedMean(mean, below, above, tuple(seeds))
         for name, mean, below, above, seeds in zip(metric_names(ks), *columns, strict=True)
@@ -99,21 +63,39 @@ def seed_means(ranks: Ranks, draws: Draws, ks: Sequence[int], confidence: float 
 
 
 def seed_differences(
-    first: Ranks, second: Ranks, draws: tuple[Draws, Draws], ks: Sequence[int], confidence: float = 0.95
+    first: Ranks,
+    second: Ranks,
+    ks: Sequence[int],
+    *,
+    paired: bool = False,
+    confidence: float = 0.95,
+    resamples: int = 1000,
 ) -> dict[str, Difference]:
-    """Paired differences of the means of two models, first minus second.
+    """Differences of the means of two models, first minus second, on the same examples.
 
     Args:
-        first, second: ranks of the models.
-        draws: of the models, from one call of `resample`.
+        first, second: ranks of the models in the run of each seed.
         ks: cut-offs.
+        paired: whether the runs are paired by their place, as those that began with the same parameters. Otherwise
+            seeds are draws of each model's own, and their numbers may differ.
         confidence: coverage of the intervals.
+        resamples: behind the intervals where both have a single seed.
+
+    Raises:
+        ValueError: paired models with unequal numbers of seeds.
     """
-    observed = _of_seeds(first, ks).mean(axis=0) - _of_seeds(second, ks).mean(axis=0)
-    return dict(zip(metric_names(ks), difference_of(observed, draws[0] - draws[1], confidence), strict=True))
-
-
-def _of_seeds(ranks: Ranks, ks: Sequence[int]) -> Float64[np.ndarray, "seed metric"]:
-    table = gain_table(ks)
-    cells: Int64[np.ndarray, "seed example"] = rank_cells(ranks, ks)
-    return np.stack([np.bincount(row, minlength=len(table)) @ table / len(row) for row in cells])
+    if paired and len(first) != len(second):
+        raise ValueError(f"{len(first)} and {len(second)} seeds cannot be paired")
+    if len(first) == len(second) == 1:
+        return differences(first[0], second[0], ks, resamples=resamples, confidence=confidence)
+    table, one, other = gain_table(ks), rank_cells(first, ks), rank_cells(second, ks)
+    if paired:
+        samples = [sample(table[a] - table[b] for a, b in zip(one, other, strict=True))]
+        mean = samples[0].mean
+    else:
+        samples = [sample(table[row] for row in cells) for cells in (one, other)]
+        mean = samples[0].mean - samples[1].mean
+    uncertain = noise(*samples)
+    wide = half_width(uncertain, 1 - confidence)
+    columns = [values.tolist() for values in (mean, mean - wide, mean + wide, p_value(mean, uncertain))]
+    return {name: Difference(*values) for name, *values in zip(metric_names(ks), *columns, strict=True)}

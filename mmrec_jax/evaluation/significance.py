@@ -34,8 +34,9 @@ class Difference:
     Attributes:
         mean: the difference itself.
         low, high: its confidence interval.
-        p_value: two-sided: twice the share of resamples on the rarer side of 0 (0 itself counts on both
-            sides), with one added to share and resamples so that it is never 0, and at most 1.
+        p_value: two-sided. Of resamples: twice the share on the rarer side of 0 (0 itself counts on both
+            sides), with one added to share and resamples so that it is never 0, and at most 1. Of several seeds:
+            see `noise.p_value`.
     """
 
     mean: float
@@ -97,7 +98,10 @@ def difference_of(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for their number by Holm's method: below 5%, the chance of any false finding is at most 5%."""
+    """P-values adjusted for their number by Holm's method: below 5%, the chance of any false finding is at most 5%.
+
+    That is by the noise which the p-values know of: users only where each model has one seed.
+    """
     order = np.argsort(p_values, kind="stable")
     scaled = np.asarray(p_values)[order] * np.arange(len(p_values), 0, -1)
     adjusted = np.empty(len(p_values))

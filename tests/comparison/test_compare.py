@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import polars as pl
@@ -12,6 +13,7 @@ import pytest
 
 from mmrec_jax.evaluation.metrics import metrics
 from mmrec_jax.evaluation.ranking import MISS
+from mmrec_jax.evaluation.seeds import seed_differences
 from mmrec_jax.training import load_params
 from mmrec_jax.training.lock import only_training_in
 from mmrec_jax.training.trees import named_leaves
@@ -167,6 +169,44 @@ def test_a_stage_begins_with_the_parameters_of_the_one_before(compared, begun):
     assert f"remove {stages / 'stage_2/seed_0'} as well" in one_line(err)
 
 
+CONTINUED = """
+config.plan = 'staged'
+config.stages = (('words',), ('words', 'picture'))
+config.runs.shop = run(both)
+config.runs.continued = run(both, stages=(('words',), ('words',)))
+config.seeds = (0, 1)
+config.baseline = 'continued'
+"""
+
+
+def test_stages_are_compared_with_those_of_a_baseline_and_a_finished_workdir_with_those_of_another(compared, begun):
+    workdir, code, _, err = compared(CONTINUED)
+    assert code == 0, err
+    assert "NDCG@5 to continued, same stage" in (workdir / "comparison.md").read_text()
+    rows = content(workdir)["rows"]
+    names = ["shop 1: words", "shop 2: +picture", "continued 1: words", "continued 2: the same again"]
+    assert [row["name"] for row in rows] == names
+    assert [row["reference"] for row in rows] == [*names[2:], None, None]
+    first, second = (
+        np.stack([
+            pl.read_parquet(workdir / f"runs/{name}/stage_2/seed_{seed}/ranks_test.parquet").sort("user")["rank"]
+            .fill_null(MISS).to_numpy() for seed in (0, 1)
+        ])
+        for name in ("shop", "continued")
+    )  # fmt: skip
+    # Both began with the same run of each seed. The first stages are the same runs: nothing is tested there, and p is
+    # adjusted for one row.
+    expected = asdict(seed_differences(first, second, (5,), paired=True)["NDCG@5"])
+    assert rows[1]["differences"]["NDCG@5"] == expected | {"p_adjusted": expected["p_value"]}
+    assert rows[0]["differences"]["NDCG@5"] == {"mean": 0, "low": 0, "high": 0, "p_value": 1, "p_adjusted": 1}
+    begun.clear()
+    assert compared(CONTINUED, "--baseline=shop")[1] == 0
+    assert [row["reference"] for row in content(workdir)["rows"]] == [None, None, *names[:2]]
+    assert compared(CONTINUED, "--baseline=")[1] == 0
+    assert [row["reference"] for row in content(workdir)["rows"]] == [None, names[0], None, names[2]]
+    assert begun == []
+
+
 def test_runs_that_are_the_same_are_trained_once_and_fail_together(compared, begun):
     body = "\n".join(
         f"config.runs.{name} = run(words, 'training.learning_rate={rate}')"
@@ -230,7 +270,7 @@ def test_nothing_of_the_comparison_before_stays_where_all_runs_fail(compared, pl
         (PLAIN, ("--jobs=0",), ["jobs=0: must be 1 or more"]),
         (PLAIN, ("--config.bootstrap=99",), ["bootstrap=99: must be 100 or more"]),
         (PLAIN, ("--config.plan=stages",), ["plan='stages': choose one of plain, staged"]),
-        (PLAIN, ("--config.plan=staged",), ["baseline: a staged plan", "runs.words: has no stages"]),
+        (PLAIN, ("--config.plan=staged",), ["runs.words: has no stages"]),
         (PLAIN + "config.seed = 3", (), ["the comparison: unknown key seed. Did you mean seeds?"]),
         ("config.runs.a = run('gone.py')\nconfig.runs.b = run(words, 'training.epoch=1')", (),
          ["runs.a: --config=", "gone.py: there is no such file", "runs.b: --config.training.epoch: the config has no"]),

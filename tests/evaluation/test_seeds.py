@@ -1,30 +1,28 @@
-"""Means over seeds, their intervals and paired differences."""
+"""Means over seeds, their intervals and differences."""
 
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from mmrec_jax.evaluation.metrics import metric_names, metrics
+from mmrec_jax.evaluation.metrics import metrics
 from mmrec_jax.evaluation.ranking import MISS
-from mmrec_jax.evaluation.seeds import resample, seed_differences, seed_means
-from mmrec_jax.evaluation.significance import holm
+from mmrec_jax.evaluation.seeds import seed_differences, seed_means
+from mmrec_jax.evaluation.significance import differences, holm, intervals
 
 KS = (5, 10)
 SEEDS, USERS = 4, 300
 
 
-def column(metric: str) -> int:
-    return metric_names(KS).index(metric)
-
-
-def ranks_of(quality: float, seed: int, seeds: int = SEEDS) -> np.ndarray:
+def ranks_of(quality: float, seed: int, seeds: int = SEEDS, users: int = USERS) -> np.ndarray:
     """Ranks 1 to 30 of as many users, lower the better a model is; trainings differ in how good they are."""
     rng = np.random.default_rng(seed)
     of_seed = rng.normal(quality, 3, (seeds, 1))
-    return np.clip(rng.integers(1, 31, (seeds, USERS)) - of_seed, 1, 30).astype(np.int32)
+    return np.clip(rng.integers(1, 31, (seeds, users)) - of_seed, 1, 30).astype(np.int32)
 
 
 def ndcg(ranks: np.ndarray) -> np.ndarray:
@@ -32,78 +30,97 @@ def ndcg(ranks: np.ndarray) -> np.ndarray:
     return np.where(ranks <= 10, 1 / np.log2(1 + ranks.astype(float)), 0.0)
 
 
-def by_hand(first: np.ndarray, second: np.ndarray, resamples: int, same_seeds: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Resampled means of NDCG@10 of both models, user by user and seed by seed."""
-    rng = np.random.default_rng(7)
-    one, other = ndcg(first), ndcg(second)
-    found = np.empty((2, resamples))
-    for draw in range(resamples):
-        users = rng.integers(0, USERS, USERS)
-        seeds = rng.integers(0, len(one), len(one))
-        others = seeds if same_seeds else rng.integers(0, len(other), len(other))
-        found[:, draw] = one[seeds][:, users].mean(), other[others][:, users].mean()
-    return found[0], found[1]
+def parts(gains: np.ndarray) -> tuple[float, float, float]:
+    """Users' part with the rest's, the rest's and the seeds' part of the variance of a mean, by sums of squares."""
+    seeds, users = gains.shape
+    by_user, by_seed, mean = gains.mean(axis=0), gains.mean(axis=1), gains.mean()
+    rest = ((gains - by_user - by_seed[:, None] + mean) ** 2).sum() / ((seeds - 1) * (users - 1))
+    return by_user.var(ddof=1) / users, rest / (seeds * users), by_seed.var(ddof=1) / seeds
 
 
-@pytest.mark.parametrize("grouped", [False, True])
-def test_intervals_are_those_of_resampling_users_and_seeds_one_by_one(grouped):
-    models = {"a": ranks_of(2, 0), "b": ranks_of(0, 1)}
-    models["b"][:, :150] = models["a"][:, :150]  # so that pairing by users and seeds shows
-    groups = {"a": "both", "b": "both"} if grouped else None
-    draws = resample(models, KS, resamples=4000, groups=groups)
-    a, b = by_hand(models["a"], models["b"], 4000, grouped)
-    at = column("NDCG@10")
-    found = seed_differences(models["a"], models["b"], (draws["a"], draws["b"]), KS)["NDCG@10"]
-    mean = seed_means(models["a"], draws["a"], KS)["NDCG@10"]
-    # Deviations of 4000 draws are known to about 1/sqrt(8000) = 1.1%, percentiles to some 3%; four times that.
-    np.testing.assert_allclose([draws["a"][:, at].std(), draws["b"][:, at].std()], [a.std(), b.std()], rtol=0.05)
-    np.testing.assert_allclose((draws["a"] - draws["b"])[:, at].std(), (a - b).std(), rtol=0.05)
-    wide = np.ptp(np.quantile(a - b, [0.025, 0.975]))
-    np.testing.assert_allclose([found.low, found.high], np.quantile(a - b, [0.025, 0.975]), atol=0.12 * wide)
-    np.testing.assert_allclose([mean.low, mean.high], np.quantile(a, [0.025, 0.975]), atol=0.12 * np.ptp(a) / 2)
-    np.testing.assert_allclose(found.mean, ndcg(models["a"]).mean() - ndcg(models["b"]).mean(), rtol=1e-12)
+def limits(users: float, training: float, freedom: float) -> float:
+    """Howe's half-width at 95%."""
+    return math.hypot(stats.t(USERS - 1).ppf(0.975) * max(users, 0) ** 0.5, stats.t(freedom).ppf(0.975) * training**0.5)
+
+
+def test_a_mean_is_as_uncertain_as_its_users_and_its_trainings_make_it():
+    ranks = ranks_of(2, 0)
+    ranks[:, :150] = ranks[0, :150]  # so that users differ
+    users, rest, training = parts(ndcg(ranks))
+    assert users > rest
+    found, mean = seed_means(ranks, KS)["NDCG@10"], ndcg(ranks).mean()
+    wide = limits(users - rest, training, SEEDS - 1)
+    np.testing.assert_allclose([found.mean, found.low, found.high], [mean, mean - wide, mean + wide], rtol=1e-9)
+
+
+def test_differences_of_paired_seeds_are_those_of_the_runs():
+    first, second = ranks_of(2, 0), ranks_of(0, 1)
+    second[:, :150] = first[0, :150]
+    gains = ndcg(first) - ndcg(second)
+    users, rest, training = parts(gains)
+    wide = limits(users - rest, training, SEEDS - 1)
+    found = seed_differences(first, second, KS, paired=True)["NDCG@10"]
+    expected = [gains.mean(), gains.mean() - wide, gains.mean() + wide]
+    np.testing.assert_allclose([found.mean, found.low, found.high], expected, rtol=1e-9)
+
+
+def test_seeds_that_are_not_paired_may_differ_in_number_and_order():
+    first, second = ranks_of(2, 0), ranks_of(0, 1, seeds=3)
+    second[:, :150] = 1
+    (_, of_rest, one), (_, rest, other) = parts(ndcg(first)), parts(ndcg(second))
+    by_user = ndcg(first).mean(axis=0) - ndcg(second).mean(axis=0)
+    freedom = (one + other) ** 2 / (one**2 / (SEEDS - 1) + other**2 / 2)  # Welch's
+    wide = limits(by_user.var(ddof=1) / USERS - of_rest - rest, one + other, freedom)
+    found = seed_differences(first, second, KS)["NDCG@10"]
+    expected = [by_user.mean(), by_user.mean() - wide, by_user.mean() + wide]
+    np.testing.assert_allclose([found.mean, found.low, found.high], expected, rtol=1e-9)
+    turned = seed_differences(first[::-1], second[::-1], KS)["NDCG@10"]
+    np.testing.assert_allclose([turned.low, turned.p_value], [found.low, found.p_value], rtol=1e-9)
+    with pytest.raises(ValueError, match="4 and 3 seeds cannot be paired"):
+        seed_differences(first, second, KS, paired=True)
+
+
+def test_a_few_seeds_that_happen_to_agree_in_sign_prove_nothing():
+    # Each seed of the first model is better by some 1 to 3 points: by chance in one of two pairs of seeds.
+    base = np.random.default_rng(0).integers(1, 21, 20_000)
+    first = np.stack([np.where(np.arange(20_000) < 200 * points, 1, base) for points in (1, 3)])
+    found = seed_differences(first, np.stack([base, base]), KS, paired=True)["HR@10"]
+    assert found.low < 0 < found.mean
+    assert found.p_value > 0.05
 
 
 def test_means_are_those_of_the_seeds():
     ranks = np.array([[1, 3, 11, MISS], [10, 2, 12, 5]], np.int32)
-    found = seed_means(ranks, resample({"model": ranks}, KS)["model"], KS)
+    found = seed_means(ranks, KS)
     assert found["HR@10"].seeds == (0.5, 0.75)
     ideal = [1 + 1 / math.log2(4), 1 / math.log2(11) + 1 / math.log2(3) + 1 / math.log2(6)]
     np.testing.assert_allclose(found["NDCG@10"].seeds, np.array(ideal) / 4)
     for name, mean in found.items():
         np.testing.assert_allclose(mean.mean, np.mean([metrics(row, KS)[name] for row in ranks]))
+        assert 0 <= mean.low < mean.mean < mean.high <= 1
+    assert (found["HR@10"].low, found["HR@10"].high) == (0, 1)  # limits of two seeds lie far beyond
 
 
-def test_an_interval_covers_the_noise_of_the_users_and_of_the_seeds():
-    ranks = ranks_of(0, 3, seeds=5)
-    draws = resample({"model": ranks}, KS, resamples=5000)["model"][:, column("NDCG@10")]
-    gains = ndcg(ranks)
-    seed_noise = gains.mean(axis=1).std() / len(gains) ** 0.5
-    user_noise = gains.mean(axis=0).std() / USERS**0.5
-    # Both sources add up as variances; the product of the two resamplings adds a little.
-    np.testing.assert_allclose(draws.std(), math.hypot(seed_noise, user_noise), rtol=0.35)
-    assert draws.std() > max(seed_noise, user_noise)
+def test_with_one_seed_only_the_users_are_resampled():
+    first, second = ranks_of(2, 0, seeds=1), ranks_of(0, 1, seeds=1)
+    for name, span in intervals(first[0], KS, resamples=200).items():
+        mean = seed_means(first, KS, resamples=200)[name]
+        assert (mean.low, mean.high) == (span.low, span.high)
+    assert seed_differences(first, second, KS, resamples=200) == differences(first[0], second[0], KS, resamples=200)
 
 
-def test_equal_models_of_one_seed_do_not_differ_at_all():
-    ranks = ranks_of(0, 0, seeds=1)
-    draws = resample({"one": ranks, "same": ranks}, KS)
-    for value in seed_differences(ranks, ranks, (draws["one"], draws["same"]), KS).values():
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_equal_models_do_not_differ_at_all(seeds):
+    ranks = ranks_of(0, 0, seeds=seeds)
+    for value in seed_differences(ranks, ranks, KS, paired=True).values():
         assert (value.mean, value.low, value.high, value.p_value) == (0, 0, 0, 1)
 
 
-def test_many_patterns_are_drawn_block_by_block_with_the_same_result(monkeypatch):
-    models = {"a": ranks_of(2, 0), "b": ranks_of(0, 1)}
-    whole = resample(models, KS, resamples=50)
-    monkeypatch.setattr("mmrec_jax.evaluation.seeds._BLOCK", 1000)  # three resamples a block
-    parts = resample(models, KS, resamples=50)
-    # The sums are the same numbers, added by matrix products of other sizes.
-    np.testing.assert_allclose(parts["b"], whole["b"], rtol=1e-12)
-
-
-def test_models_of_a_group_need_the_same_number_of_seeds():
-    with pytest.raises(ValueError, match="b has 2 seeds"):
-        resample({"a": ranks_of(0, 0, 3), "b": ranks_of(0, 0, 2)}, KS, groups={"a": "g", "b": "g"})
+def test_many_users_and_seeds_take_no_time():
+    first, second = (ranks_of(0, seed, 10, 20_000) for seed in (0, 1))
+    start = time.process_time()
+    seed_differences(first, second, KS)
+    assert time.process_time() - start < 2  # 0.2 s on one busy core
 
 
 def test_adjusted_p_values_are_holms():

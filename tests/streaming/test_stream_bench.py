@@ -7,6 +7,7 @@ import json
 import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 
 from tests.tiny_run import ROOT
 
@@ -37,6 +38,18 @@ def test_a_window_counts_as_much_as_another_and_a_target_in_it_as_much_as_anothe
     # Two users of one hit each: always half; the single one of window 3 is always drawn.
     np.testing.assert_allclose(draws["one"][:, 0], 0.75)
     assert draws["one"][:, 1].std() > 0.01
+
+
+def test_the_seeds_part_of_a_draw_is_a_t_variate_of_their_mean(streaming):
+    frames = [
+        pl.DataFrame({"window": [2], "user": ["u"], "count": [1], "HR@10": [gain], "NDCG@10": [gain]})
+        for gain in (0.1, 0.4, 0.1)
+    ]
+    draws, _ = streaming.resampled({"one": frames}, draws=40_000)  # of a single user: all of it is training
+    expected = 0.2 + np.sqrt(0.03 / 3) * stats.t(2).ppf([0.025, 0.25, 0.75, 0.975])
+    found = np.quantile(draws["one"][:, 0], [0.025, 0.25, 0.75, 0.975])
+    # The outer quantiles of 40,000 draws are known to 2.4% of their distance from the mean; four times that.
+    np.testing.assert_allclose(found - 0.2, expected - 0.2, rtol=0.1)
 
 
 def test_what_is_forgotten_is_told_by_its_present_definition_and_hits_by_user_too(streaming, tmp_path, capsys):
