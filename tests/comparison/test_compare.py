@@ -179,6 +179,7 @@ config.baseline = 'continued'
 """
 
 
+@pytest.mark.long
 def test_stages_are_compared_with_those_of_a_baseline_and_a_finished_workdir_with_those_of_another(compared, begun):
     workdir, code, _, err = compared(CONTINUED)
     assert code == 0, err
