@@ -89,7 +89,8 @@ def test_runs_are_processes_of_their_own(shop, trained, tmp_path):
     process = subprocess_of(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
-    assert f"1/3 hidden states of words in {tmp_path / 'store'}: " in out
+    for number, name in enumerate(("picture", "words"), start=1):
+        assert f"{number}/3 hidden states of {name} in {tmp_path / 'store'}: " in out, out
     assert "3/3 shop, seed 3: " in out
     assert "about 0:00:" in out  # left after the first
     (row,) = json.loads((tmp_path / "comparison.json").read_text())["rows"]
