@@ -4,10 +4,10 @@
 
 Every variant is an argument of `configs/xsmoe.py`. Reported are the means over windows of HR@10 and NDCG@10, with
 intervals of a bootstrap over users (the same draw for all variants, a user of a window being one unit with all its
-targets) and of the noise between seeds, and paired differences to the first variant; HR@10 averaged by user within a window, where it
-differs; forgetting of NDCG@10 (docs/streaming.md); training seconds; the time of a step in the last window as a ratio
-to the first, for the same number of targets; programs compiled after the first window. A run that was finished before
-is read from its workdir, one that was stopped goes on.
+targets) and of the noise between seeds, and paired differences to the first variant; HR@10 averaged by user within a
+window, where it differs; forgetting of NDCG@10 (docs/streaming.md); training seconds; the time of a step in the last
+window as a ratio to the first, for the same number of targets; programs compiled after the first window. A run that
+was finished before is read from its workdir, one that was stopped goes on.
 
     python bench/streaming.py --time [--set=training.epochs=3] [--out=runs/streaming]
 
